@@ -1,1 +1,13 @@
+//! Longshore's decisions, and nothing else: no clock, no random, no IO, no async, no Kubernetes, no raft.
+//!
+//! * [`migration`]: what can happen to a migration, and who may run the pod in each phase. Start here.
+//! * [`state`]: the replicated state; [`State::apply`](state::State::apply) is its only writer.
+//!
+//! Everything that must be the same on every peer is decided here, so it can be tested in milliseconds.
 
+pub mod id;
+pub mod migration;
+pub mod plan;
+pub mod refusal;
+pub mod state;
+pub mod view;

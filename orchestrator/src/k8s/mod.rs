@@ -1,0 +1,3 @@
+//! Everything we ask of Kubernetes and write to it.
+
+pub mod resource;

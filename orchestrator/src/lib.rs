@@ -1,0 +1,3 @@
+//! The orchestrator: intake, plan, log, driver.
+
+pub mod k8s;
