@@ -4,8 +4,9 @@
 //! Planned ─► Preparing ─► Holding ─► Delivering ─► RESTORING ─► Retiring ─► Succeeded
 //!    │           │           │            │            │  ▲ commit: from here the target may run
 //!    └───────────┴───────────┴────────────┘            ▼
-//!                       ▼                          Rescuing ─► Retiring ─► Rescued
-//!                   Releasing ─► RolledBack            │
+//!                       ▼            ▲               Rescuing ─► Retiring ─► Rescued
+//!                   Releasing ◄──────┴─ not begun      │
+//!                       └─► RolledBack                 │
 //!                                                      └─ the user deleted the pod: Retiring ─► Abandoned
 //! ```
 //!
@@ -168,6 +169,8 @@ pub enum Outcome {
     Unknown(Finding),
     /// The user deleted the pod. Deletion is obeyed.
     PodDeleted(Finding),
+    /// Proved at Restoring: the source's object was not touched and nothing of the target was made. There is a way back.
+    NotBegun(Finding),
 }
 
 /// What a step brought.
@@ -337,6 +340,11 @@ impl Migration {
             Outcome::Done(done) => self.done(done),
             Outcome::Failed(reason) => self.failed(reason),
             Outcome::PodDeleted(reason) => self.pod_deleted(reason),
+            Outcome::NotBegun(reason) if self.phase == Phase::Restoring => {
+                self.reason = Some(reason);
+                Some(Phase::Releasing)
+            }
+            Outcome::NotBegun(reason) => self.failed(reason),
             Outcome::Unknown(what) => {
                 let (since_ms, asked) = match &self.doubt {
                     Some(doubt) => (doubt.since_ms, doubt.asked.saturating_add(1)),

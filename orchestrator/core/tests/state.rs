@@ -1,0 +1,220 @@
+//! What the replicated state promises beyond the table of transitions.
+
+#[path = "given/mod.rs"]
+mod given;
+
+use given::{in_phase, plan, pod, request, submit};
+use orchestrator_core::{
+    id::{PodRef, Revision},
+    migration::{Done, Outcome, Phase, Step},
+    plan::{Plan, Request},
+    state::{Applied, Command, Decision, HISTORY_MAX, State, UNDER_WAY_PER_NODE_MAX},
+};
+
+fn submit_for(id: &str, pod: &str) -> Command {
+    let pod = PodRef {
+        namespace: "default".to_owned(),
+        name: pod.to_owned(),
+    };
+    Command::Submit {
+        id: id.into(),
+        object: PodRef {
+            namespace: "default".to_owned(),
+            name: format!("move-{id}"),
+        },
+        request: Request {
+            pod: pod.clone(),
+            ..request()
+        },
+        decision: Decision::Plan(Box::new(Plan { pod, ..plan() })),
+        at_ms: 1,
+        spans: vec![],
+    }
+}
+
+#[test]
+fn a_pod_is_never_in_two_migrations() {
+    let mut state = State::default();
+    assert_eq!(
+        state.apply(Revision(2), submit("a", 1)),
+        Ok(Applied::Phase(Phase::Planned))
+    );
+    assert_eq!(
+        state.apply(Revision(3), submit("b", 1)),
+        Ok(Applied::Phase(Phase::Refused))
+    );
+    assert_eq!(
+        state.migrations[&"b".into()].refusals[0].code,
+        "AlreadyMigrating"
+    );
+}
+
+#[test]
+fn a_migration_submitted_twice_is_one() {
+    let mut state = State::default();
+    state.apply(Revision(2), submit("a", 1)).unwrap();
+    let revision = state.migrations[&"a".into()].revision;
+    state.apply(Revision(3), submit("a", 9)).unwrap();
+    assert_eq!(state.migrations[&"a".into()].revision, revision);
+    assert_eq!(state.migrations.len(), 1);
+}
+
+#[test]
+fn a_pod_may_move_again_after_its_migration_ended() {
+    let (mut state, _) = in_phase(Phase::Succeeded);
+    assert_eq!(
+        state.apply(Revision(200), submit("again", 1)),
+        Ok(Applied::Phase(Phase::Planned))
+    );
+}
+
+#[test]
+fn migrations_wait_their_turn_and_all_get_it() {
+    let mut state = State::default();
+    for n in 0..10u64 {
+        state
+            .apply(
+                Revision(n + 2),
+                submit_for(&format!("m{n}"), &format!("pod{n}")),
+            )
+            .unwrap();
+    }
+    let mut at = 100;
+    let mut order = Vec::new();
+    while let Some(due) = state.due().into_iter().next() {
+        assert!(
+            state.due().len() <= UNDER_WAY_PER_NODE_MAX,
+            "more than allowed at once"
+        );
+        let done = match due.step {
+            Step::Recheck => Done::Rechecked,
+            Step::Prepare => Done::Prepared,
+            Step::Hold => Done::Held(given::checkpoint()),
+            Step::Deliver => Done::Delivered(vec![]),
+            Step::Restore => Done::Restored(given::restored("node2")),
+            Step::Rescue => Done::Rescued(given::restored("node1")),
+            Step::Retire => Done::Retired,
+            Step::Release => Done::Released {
+                clean: true,
+                detail: String::new(),
+            },
+        };
+        if due.step == Step::Recheck {
+            order.push(due.id.0.clone());
+        }
+        at += 1;
+        let command = Command::Report {
+            id: due.id,
+            revision: due.revision,
+            outcome: Outcome::Done(done),
+            at_ms: at,
+            spans: vec![],
+        };
+        state.apply(Revision(at), command).unwrap();
+    }
+    assert!(
+        state
+            .migrations
+            .values()
+            .all(|m| m.phase == Phase::Succeeded)
+    );
+    assert_eq!(
+        order,
+        (0..10).map(|n| format!("m{n}")).collect::<Vec<_>>(),
+        "in the order they were asked for"
+    );
+}
+
+#[test]
+fn doubt_remembers_since_when_and_ends_with_the_phase() {
+    let (mut state, id) = in_phase(Phase::Restoring);
+    let revision = state.migrations[&id].revision;
+    let unknown = |at_ms| Command::Report {
+        id: id.clone(),
+        revision,
+        outcome: Outcome::Unknown(orchestrator_core::refusal::Finding::new(
+            "Lost",
+            "no answer",
+            "",
+        )),
+        at_ms,
+        spans: vec![],
+    };
+    state.apply(Revision(50), unknown(10)).unwrap();
+    state.apply(Revision(51), unknown(20)).unwrap();
+    let doubt = state.migrations[&id].doubt.clone().expect("in doubt");
+    assert_eq!((doubt.since_ms, doubt.asked), (10, 2));
+    let outcome = Outcome::Done(Done::Restored(given::restored("node2")));
+    state
+        .apply(
+            Revision(52),
+            Command::Report {
+                id: id.clone(),
+                revision,
+                outcome,
+                at_ms: 30,
+                spans: vec![],
+            },
+        )
+        .unwrap();
+    assert_eq!(state.migrations[&id].doubt, None);
+}
+
+#[test]
+fn a_lost_journal_is_registered_anew_and_a_known_one_is_not() {
+    let mut state = State::default();
+    let register = |journal: &str| Command::Register {
+        node: "node1".into(),
+        journal: journal.to_owned(),
+    };
+    assert_eq!(
+        state.apply(Revision(5), register("j1")),
+        Ok(Applied::Registered(Revision(5)))
+    );
+    assert_eq!(
+        state.apply(Revision(9), register("j1")),
+        Ok(Applied::Registered(Revision(5)))
+    );
+    assert_eq!(
+        state.apply(Revision(12), register("j2")),
+        Ok(Applied::Registered(Revision(12)))
+    );
+}
+
+#[test]
+fn history_is_bounded_and_keeps_the_newest() {
+    let mut state = State::default();
+    let ended = u64::try_from(HISTORY_MAX).unwrap() + 10;
+    for n in 0..ended {
+        let command = Command::Submit {
+            id: format!("{n:06}").as_str().into(),
+            object: pod(),
+            request: request(),
+            decision: Decision::Refuse(vec![]),
+            at_ms: n,
+            spans: vec![],
+        };
+        state.apply(Revision(n + 2), command).unwrap();
+    }
+    assert_eq!(state.migrations.len(), HISTORY_MAX);
+    assert!(!state.migrations.contains_key(&"000000".into()));
+    assert!(
+        state
+            .migrations
+            .contains_key(&format!("{:06}", ended - 1).as_str().into())
+    );
+}
+
+#[test]
+fn a_freeze_is_from_the_pause_to_the_restored_task() {
+    let (state, id) = in_phase(Phase::Succeeded);
+    assert_eq!(state.migrations[&id].freeze_ms(), Some(1_500));
+}
+
+#[test]
+fn the_state_survives_its_own_json_byte_for_byte() {
+    let (state, _) = in_phase(Phase::Rescued);
+    let bytes = serde_json::to_vec(&state).unwrap();
+    let back: State = serde_json::from_slice(&bytes).unwrap();
+    assert_eq!(serde_json::to_vec(&back).unwrap(), bytes);
+}

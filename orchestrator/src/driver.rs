@@ -1,0 +1,257 @@
+//! The driver: on the leader, for every migration, performs the step that is due and proposes its outcome. No other
+//! recovery path exists: a new leader has nothing under way, so it performs what is due, as on an ordinary day.
+//!
+//! It also keeps the two deadlines that end a migration before its commit, by proposing an abort: the migration's
+//! own timeout, and the freeze budget once the source is held. The worker keeps the budget during Holding itself;
+//! from there on it is kept here.
+//!
+//! What a step does is not its business ([`crate::perform`]), and what an outcome means neither
+//! ([`orchestrator_core::migration`]).
+
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use async_trait::async_trait;
+use orchestrator_core::{
+    id::{MigrationId, Revision, UnixMs},
+    migration::{Migration, Outcome, Phase, Span},
+    refusal::Finding,
+    state::{Command, Due, State},
+};
+use tokio::{
+    sync::watch,
+    task::{JoinError, JoinSet},
+    time::Instant,
+};
+
+/// Driver -> world. The second implementation is the tests' world.
+#[async_trait]
+pub trait Perform: Send + Sync {
+    /// Performs the step of this migration's phase, once or again.
+    async fn perform(&self, due: &Due, migration: &Migration) -> (Outcome, Vec<Span>);
+}
+
+/// Driver -> log.
+#[async_trait]
+pub trait Propose: Send + Sync {
+    /// Returns when the command was applied, or when it is not known whether it will be.
+    async fn propose(&self, command: Command);
+}
+
+/// A step that could not be told, or failed where it is asked again, waits this long: first, and at most.
+const ASK_AGAIN_FIRST: Duration = Duration::from_millis(200);
+const ASK_AGAIN_MAX: Duration = Duration::from_secs(5);
+
+/// How exactly the deadlines are kept: a tenth of the shortest budget that makes sense (1 s).
+const DEADLINES_EVERY: Duration = Duration::from_millis(100);
+
+/// What restoring takes after the commit, kept free at the end of the freeze budget: delete, create, sandbox, restore
+/// took 1.3 s on the lab.
+pub const RESTORE_RESERVE_MS: u64 = 1_500;
+
+type Key = (MigrationId, Revision);
+
+/// Runs until the state's channel closes. Performs nothing while `leader` is false.
+pub struct Driver {
+    /// The world.
+    pub perform: Arc<dyn Perform>,
+    /// The log.
+    pub propose: Arc<dyn Propose>,
+    /// The replicated state.
+    pub state: watch::Receiver<Arc<State>>,
+    /// Are we the leader?
+    pub leader: watch::Receiver<bool>,
+}
+
+#[derive(Default)]
+struct UnderWay {
+    tasks: JoinSet<Key>,
+    handles: BTreeMap<Key, tokio::task::AbortHandle>,
+    again: BTreeMap<Key, Again>,
+    aborting: BTreeMap<Key, ()>,
+}
+
+struct Again {
+    delay: Duration,
+    not_before: Instant,
+}
+
+impl Driver {
+    /// The loop.
+    pub async fn run(mut self) {
+        let mut under_way = UnderWay::default();
+        let mut deadlines = tokio::time::interval(DEADLINES_EVERY);
+        loop {
+            let leader = *self.leader.borrow_and_update();
+            let state = Arc::clone(&self.state.borrow_and_update());
+            if leader {
+                self.start_what_is_due(&state, &mut under_way);
+            } else {
+                under_way = UnderWay::default();
+            }
+            tokio::select! {
+                changed = self.state.changed() => if changed.is_err() { return },
+                changed = self.leader.changed() => if changed.is_err() { return },
+                Some(ended) = under_way.tasks.join_next() => under_way.ended(ended),
+                _ = deadlines.tick() => if leader { self.keep_deadlines(&state, &mut under_way) },
+            }
+        }
+    }
+
+    fn start_what_is_due(&self, state: &State, under_way: &mut UnderWay) {
+        let due = state.due();
+        let keys: Vec<Key> = due
+            .iter()
+            .map(|due| (due.id.clone(), due.revision))
+            .collect();
+        under_way.forget_all_but(&keys);
+        for due in due {
+            let key = (due.id.clone(), due.revision);
+            if under_way.handles.contains_key(&key) || under_way.waits(&key) {
+                continue;
+            }
+            let Some(migration) = state.migrations.get(&due.id).cloned() else {
+                continue;
+            };
+            let (perform, propose) = (Arc::clone(&self.perform), Arc::clone(&self.propose));
+            let ended = key.clone();
+            let handle = under_way.tasks.spawn(async move {
+                let started_ns = crate::workers::unix_ns();
+                let (outcome, mut spans) = perform.perform(&due, &migration).await;
+                tracing::info!(migration = %due.id, revision = %due.revision, step = ?due.step, ?outcome, "a step ended");
+                spans.push(phase_span(migration.phase, started_ns));
+                let command = Command::Report { id: due.id, revision: due.revision, outcome, at_ms: unix_ms(), spans };
+                propose.propose(command).await;
+                ended
+            });
+            under_way.handles.insert(key, handle);
+        }
+    }
+
+    fn keep_deadlines(&self, state: &State, under_way: &mut UnderWay) {
+        let now_ms = unix_ms();
+        for migration in state.migrations.values() {
+            let key = (migration.id.clone(), migration.revision);
+            let Some(reason) =
+                overdue(migration, now_ms).filter(|_| !under_way.aborting.contains_key(&key))
+            else {
+                continue;
+            };
+            under_way.aborting.insert(key, ());
+            let propose = Arc::clone(&self.propose);
+            let command = Command::Abort {
+                id: migration.id.clone(),
+                reason,
+                at_ms: now_ms,
+            };
+            tokio::spawn(async move { propose.propose(command).await });
+        }
+    }
+}
+
+impl UnderWay {
+    fn ended(&mut self, ended: Result<Key, JoinError>) {
+        match ended {
+            Ok(key) => {
+                self.handles.remove(&key);
+                let delay = self.again.get(&key).map_or(ASK_AGAIN_FIRST, |again| {
+                    (again.delay * 2).min(ASK_AGAIN_MAX)
+                });
+                // Only matters when the phase stays: otherwise the key is forgotten at the next look.
+                self.again.insert(
+                    key,
+                    Again {
+                        delay,
+                        not_before: Instant::now() + delay,
+                    },
+                );
+            }
+            Err(error) if error.is_cancelled() => {}
+            Err(error) => {
+                tracing::error!(%error, "a step panicked; it is asked again");
+                self.handles.retain(|_, handle| !handle.is_finished());
+            }
+        }
+    }
+
+    fn waits(&self, key: &Key) -> bool {
+        self.again
+            .get(key)
+            .is_some_and(|again| Instant::now() < again.not_before)
+    }
+
+    /// A phase that was left takes its step with it.
+    fn forget_all_but(&mut self, due: &[Key]) {
+        self.handles.retain(|key, handle| {
+            let keep = due.contains(key);
+            if !keep {
+                handle.abort();
+            }
+            keep
+        });
+        self.again.retain(|key, _| due.contains(key));
+        self.aborting.retain(|key, ()| due.contains(key));
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.tasks.abort_all();
+    }
+}
+
+/// Why this migration has to be undone by now, if it has.
+fn overdue(migration: &Migration, now_ms: UnixMs) -> Option<Finding> {
+    let plan = migration
+        .plan
+        .as_ref()
+        .filter(|_| migration.phase.abortable())?;
+    if let (Phase::Delivering, Some(checkpoint)) = (migration.phase, &migration.checkpoint) {
+        let frozen_ms = now_ms.saturating_sub(checkpoint.paused_unix_ns / 1_000_000);
+        if frozen_ms.saturating_add(RESTORE_RESERVE_MS) > plan.freeze_budget_ms {
+            return Some(Finding::new(
+                "FreezeBudgetExceeded",
+                format!(
+                    "the pod is frozen since {frozen_ms} ms, its budget is {} ms with {RESTORE_RESERVE_MS} ms for the restore",
+                    plan.freeze_budget_ms
+                ),
+                "allow a longer freeze with --max-freeze, or let the liveness probe bear more",
+            ));
+        }
+    }
+    let (_, submitted_ms) = migration.entered.first()?;
+    let age_ms = now_ms.saturating_sub(*submitted_ms);
+    (age_ms > plan.timeout_ms && migration.phase != Phase::Planned).then(|| {
+        Finding::new(
+            "TimedOut",
+            format!(
+                "the migration is not committed after {age_ms} ms, it was given {} ms",
+                plan.timeout_ms
+            ),
+            "allow more with --timeout",
+        )
+    })
+}
+
+fn phase_span(phase: Phase, start_unix_ns: u64) -> Span {
+    Span {
+        name: phase.to_string(),
+        place: "orchestrator".to_owned(),
+        parent: String::new(),
+        start_unix_ns,
+        end_unix_ns: crate::workers::unix_ns(),
+        attributes: BTreeMap::new(),
+    }
+}
+
+/// Now, milliseconds since 1970.
+#[must_use]
+pub fn unix_ms() -> UnixMs {
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
