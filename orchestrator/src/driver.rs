@@ -54,6 +54,9 @@ pub const RESTORE_RESERVE_MS: u64 = 1_500;
 
 type Key = (MigrationId, Revision);
 
+/// Patience grows over the attempts at one phase, whatever their revisions.
+type Patience = (MigrationId, Phase);
+
 /// Runs until the state's channel closes. Performs nothing while `leader` is false.
 pub struct Driver {
     /// The world.
@@ -68,9 +71,9 @@ pub struct Driver {
 
 #[derive(Default)]
 struct UnderWay {
-    tasks: JoinSet<Key>,
+    tasks: JoinSet<(Key, Patience)>,
     handles: BTreeMap<Key, tokio::task::AbortHandle>,
-    again: BTreeMap<Key, Again>,
+    again: BTreeMap<Patience, Again>,
     aborting: BTreeMap<Key, ()>,
 }
 
@@ -103,21 +106,16 @@ impl Driver {
 
     fn start_what_is_due(&self, state: &State, under_way: &mut UnderWay) {
         let due = state.due();
-        let keys: Vec<Key> = due
-            .iter()
-            .map(|due| (due.id.clone(), due.revision))
-            .collect();
-        under_way.forget_all_but(&keys);
+        under_way.forget_all_but(state, &due);
         for due in due {
+            let Some(migration) = state.migrations.get(&due.id).cloned() else { continue };
             let key = (due.id.clone(), due.revision);
-            if under_way.handles.contains_key(&key) || under_way.waits(&key) {
+            let patience = (due.id.clone(), migration.phase);
+            if under_way.handles.contains_key(&key) || under_way.waits(&patience) {
                 continue;
             }
-            let Some(migration) = state.migrations.get(&due.id).cloned() else {
-                continue;
-            };
             let (perform, propose) = (Arc::clone(&self.perform), Arc::clone(&self.propose));
-            let ended = key.clone();
+            let ended = (key.clone(), patience);
             let handle = under_way.tasks.spawn(async move {
                 let started_ns = crate::workers::unix_ns();
                 let (outcome, mut spans) = perform.perform(&due, &migration).await;
@@ -153,21 +151,13 @@ impl Driver {
 }
 
 impl UnderWay {
-    fn ended(&mut self, ended: Result<Key, JoinError>) {
+    fn ended(&mut self, ended: Result<(Key, Patience), JoinError>) {
         match ended {
-            Ok(key) => {
+            Ok((key, patience)) => {
                 self.handles.remove(&key);
-                let delay = self.again.get(&key).map_or(ASK_AGAIN_FIRST, |again| {
-                    (again.delay * 2).min(ASK_AGAIN_MAX)
-                });
-                // Only matters when the phase stays: otherwise the key is forgotten at the next look.
-                self.again.insert(
-                    key,
-                    Again {
-                        delay,
-                        not_before: Instant::now() + delay,
-                    },
-                );
+                let delay = self.again.get(&patience).map_or(ASK_AGAIN_FIRST, |again| (again.delay * 2).min(ASK_AGAIN_MAX));
+                // Only matters when the phase stays: otherwise it is forgotten at the next look.
+                self.again.insert(patience, Again { delay, not_before: Instant::now() + delay });
             }
             Err(error) if error.is_cancelled() => {}
             Err(error) => {
@@ -177,23 +167,22 @@ impl UnderWay {
         }
     }
 
-    fn waits(&self, key: &Key) -> bool {
-        self.again
-            .get(key)
-            .is_some_and(|again| Instant::now() < again.not_before)
+    fn waits(&self, patience: &Patience) -> bool {
+        self.again.get(patience).is_some_and(|again| Instant::now() < again.not_before)
     }
 
     /// A phase that was left takes its step with it.
-    fn forget_all_but(&mut self, due: &[Key]) {
+    fn forget_all_but(&mut self, state: &State, due: &[Due]) {
+        let is_due = |(id, revision): &Key| due.iter().any(|due| due.id == *id && due.revision == *revision);
         self.handles.retain(|key, handle| {
-            let keep = due.contains(key);
+            let keep = is_due(key);
             if !keep {
                 handle.abort();
             }
             keep
         });
-        self.again.retain(|key, _| due.contains(key));
-        self.aborting.retain(|key, ()| due.contains(key));
+        self.aborting.retain(|key, ()| is_due(key));
+        self.again.retain(|(id, phase), _| state.migrations.get(id).is_some_and(|m| m.phase == *phase));
     }
 }
 

@@ -4,5 +4,6 @@ pub mod api;
 pub mod config;
 pub mod driver;
 pub mod k8s;
+pub mod perform;
 pub mod tls;
 pub mod workers;

@@ -171,6 +171,8 @@ pub enum Outcome {
     PodDeleted(Finding),
     /// Proved at Restoring: the source's object was not touched and nothing of the target was made. There is a way back.
     NotBegun(Finding),
+    /// The worker refused: its journal is younger than this phase. The phase is entered anew, with a revision it takes.
+    Forgotten(Finding),
 }
 
 /// What a step brought.
@@ -296,6 +298,10 @@ pub struct Migration {
     pub submitted: Revision,
     /// When each phase was entered.
     pub entered: Vec<(Phase, UnixMs)>,
+    /// Attempts at this phase: 1 unless it had to be entered anew.
+    pub attempts: u32,
+    /// When the last attempt began.
+    pub attempted_ms: UnixMs,
     /// Why it was undone, rescued or given up.
     pub reason: Option<Finding>,
     /// The step's outcome is unknown.
@@ -345,6 +351,7 @@ impl Migration {
                 Some(Phase::Releasing)
             }
             Outcome::NotBegun(reason) => self.failed(reason),
+            Outcome::Forgotten(_) => Some(self.phase),
             Outcome::Unknown(what) => {
                 let (since_ms, asked) = match &self.doubt {
                     Some(doubt) => (doubt.since_ms, doubt.asked.saturating_add(1)),
@@ -412,10 +419,11 @@ impl Migration {
                 self.reason = Some(reason);
                 Some(Phase::Rescuing)
             }
-            // Undo and rescue don't fail, they are asked again; a person sees what stands in the way.
+            // Undo and rescue are tried again, as a new attempt: workers answer an old one from their journals. A
+            // person sees what stands in the way.
             Phase::Rescuing | Phase::Retiring | Phase::Releasing => {
                 self.stuck = Some(reason);
-                None
+                Some(self.phase)
             }
             Phase::Succeeded
             | Phase::RolledBack
@@ -447,12 +455,17 @@ impl Migration {
         }
     }
 
-    /// Enters a phase: the only place where the revision changes.
+    /// Enters a phase, or begins a new attempt at the one it is in: the only place where the revision changes.
     pub fn enter(&mut self, phase: Phase, at: Revision, at_ms: UnixMs) {
+        if self.phase != phase || self.entered.is_empty() {
+            self.entered.push((phase, at_ms));
+            self.attempts = 0;
+            self.stuck = None;
+        }
         self.phase = phase;
         self.revision = at;
         self.doubt = None;
-        self.stuck = None;
-        self.entered.push((phase, at_ms));
+        self.attempts = self.attempts.saturating_add(1);
+        self.attempted_ms = at_ms;
     }
 }

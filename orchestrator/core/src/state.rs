@@ -255,6 +255,8 @@ impl State {
             revision: at,
             submitted: at,
             entered: Vec::new(),
+            attempts: 0,
+            attempted_ms: at_ms,
             reason: None,
             doubt: None,
             stuck: None,

@@ -60,6 +60,7 @@ fn every_phase_and_every_command_is_as_printed() {
                     assert_eq!(after, phase);
                     "stays".to_owned()
                 }
+                Ok(Applied::Phase(after)) if after == phase => "entered anew".to_owned(),
                 Ok(Applied::Phase(after)) => after.to_string(),
                 Ok(Applied::Registered(_)) => unreachable!("nothing registers here"),
                 Err(Rejection::Stale { .. }) => "refused: stale".to_owned(),

@@ -120,6 +120,7 @@ pub fn outcomes() -> Vec<(&'static str, Outcome)> {
         ("unknown", Outcome::Unknown(why())),
         ("pod deleted", Outcome::PodDeleted(why())),
         ("not begun", Outcome::NotBegun(why())),
+        ("forgotten", Outcome::Forgotten(why())),
     ]
 }
 

@@ -1,0 +1,214 @@
+//! The commit: from here the target may run.
+//!
+//! Order is safety:
+//! 1. confirm the hold (a lease of [`HOLD_LEASE`]): a source that runs has left its checkpoint behind, and while its
+//!    object is untouched there is a way back;
+//! 2. delete the source's object: from here its kubelet starts nothing of it, and the frozen cgroup lets nothing run;
+//! 3. make the target's object, within the lease: a reboot of the source takes longer, and after one the kubelet
+//!    finds no object to start;
+//! 4. wait until every container is proved to be restored.
+//!
+//! The other order would let two run: 3 before 2 can't (the name is taken), 2 before 1 might delete a pod that runs on.
+//!
+//! A restore that reports an error is not yet proof that nothing runs: the target's object is deleted, and its worker
+//! must say that the runtime has no container of it and that the registry is silent. Only that is `Failed`.
+
+use std::time::{Duration, Instant};
+
+use orchestrator_core::{
+    id::{NodeName, PodUid},
+    migration::{Done, Image, Outcome, Restored},
+    refusal::Finding,
+};
+use proto::worker::{self as wire, answer, question, step_request, verified_container::Origin};
+
+use super::{Act, Deletion, Ended, SHORT_STEP_WITHIN, SourceObject, wire_images};
+use crate::{driver::unix_ms, workers::unix_ns};
+
+/// How long a confirmation of the hold is trusted: shorter than any reboot.
+pub const HOLD_LEASE: Duration = Duration::from_secs(5);
+
+/// A restore that isn't there after this time is given up, counted from the entry of the phase: the sandbox takes
+/// 1 s, runc's restore 1 s per GiB or so, and the kubelet's own retries of image and sandbox errors up to 20 s.
+const RESTORE_WITHIN_MS: u64 = 60_000;
+
+/// How often the target is looked at: the answer to a finished restore is late by half of it.
+const LOOK_EVERY: Duration = Duration::from_millis(25);
+
+/// How often Kubernetes is asked about the pod while the worker says that it isn't there yet.
+const LOOK_AT_OBJECT_EVERY: Duration = Duration::from_millis(250);
+
+impl Act<'_> {
+    pub(super) async fn restore(&mut self) -> Result<Outcome, Ended> {
+        let target = self.plan.target.clone();
+        let images = self.migration.images.clone();
+        let uid = match self.world.cluster.restored(self.plan, &self.due.id).await? {
+            Some(made) if made.deleting => return Err(Ended::pod_deleted(self.plan)),
+            Some(made) => made.uid,
+            None => self.hand_over(&target, &images).await?,
+        };
+        self.prove_restored(&target, &uid, &images).await.map(|restored| Outcome::Done(Done::Restored(restored)))
+    }
+
+    async fn hand_over(&mut self, target: &NodeName, images: &[Image]) -> Result<PodUid, Ended> {
+        let started = unix_ns();
+        let confirmed = Instant::now();
+        if let Err(lost) = self.hold_confirmed().await? {
+            return Err(self.without_hold(lost).await?);
+        }
+        self.span("confirm hold", started);
+        let started = unix_ns();
+        match self.world.cluster.delete_source(self.plan, &self.due.id).await? {
+            Deletion::Done => {}
+            Deletion::ByUser => return Err(Ended::pod_deleted(self.plan)),
+        }
+        self.span("delete source pod", started);
+        if confirmed.elapsed() > HOLD_LEASE {
+            return Err(Ended::unknown("LeaseLapsed", "the hold's confirmation is too old, it is asked for again"));
+        }
+        let started = unix_ns();
+        let created = self.world.cluster.create(self.plan, &self.due.id, target, images).await;
+        self.span("create target pod", started);
+        match created {
+            Ok(uid) => Ok(uid),
+            Err(super::ClusterError::Refused { what, reason }) => {
+                // Proved: there is no object. What was delivered must not be pulled by anybody else's either.
+                self.withdraw(target, None, images).await?;
+                Err(Ended::failed("TargetRefused", format!("Kubernetes refused to {what}: {reason}")))
+            }
+            Err(unclear @ super::ClusterError::Unclear { .. }) => Err(unclear.into()),
+        }
+    }
+
+    /// The hold is lost. With the source's object untouched we go back; without it the old copy must be proved
+    /// destroyed before the stored one may run, which is what a rescue does first.
+    async fn without_hold(&mut self, lost: Finding) -> Result<Ended, Ended> {
+        match self.world.cluster.source(self.plan).await? {
+            SourceObject::Present => Ok(Ended(Outcome::NotBegun(lost))),
+            SourceObject::Deleted => Ok(Ended(Outcome::Failed(lost))),
+        }
+    }
+
+    /// Waits until every container is proved to be restored.
+    pub(super) async fn prove_restored(
+        &mut self,
+        node: &NodeName,
+        uid: &PodUid,
+        images: &[Image],
+    ) -> Result<Restored, Ended> {
+        let started = unix_ns();
+        let mut looked_at_object = Instant::now();
+        loop {
+            match self.origins(node, uid).await? {
+                Origins::Restored { running_unix_ns } => {
+                    self.span("restore", started);
+                    let (pod_uid, node) = (uid.clone(), node.clone());
+                    return Ok(Restored { pod_uid, node, running_unix_ns, images: images.to_vec() });
+                }
+                Origins::Never(reason) => return Err(self.prove_failed(node, uid, images, reason).await?),
+                Origins::NotYet => {}
+            }
+            if looked_at_object.elapsed() > LOOK_AT_OBJECT_EVERY {
+                looked_at_object = Instant::now();
+                if let Some(ended) = self.look_at_object(node, uid, images).await? {
+                    return Err(ended);
+                }
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    }
+
+    async fn look_at_object(&mut self, node: &NodeName, uid: &PodUid, images: &[Image]) -> Result<Option<Ended>, Ended> {
+        let entered_ms = self.migration.attempted_ms;
+        let late = unix_ms().saturating_sub(entered_ms) > RESTORE_WITHIN_MS;
+        match self.world.cluster.restored(self.plan, &self.due.id).await? {
+            None => Ok(Some(Ended::pod_deleted(self.plan))),
+            Some(object) if object.deleting || object.uid != *uid => Ok(Some(Ended::pod_deleted(self.plan))),
+            Some(object) => match (object.broken, late) {
+                (Some(reason), _) => self.prove_failed(node, uid, images, reason).await.map(Some),
+                (None, true) => {
+                    let waiting = object.waiting.unwrap_or_else(|| "nothing was said".to_owned());
+                    let reason = format!("not restored after {} s: {waiting}", RESTORE_WITHIN_MS / 1_000);
+                    self.prove_failed(node, uid, images, reason).await.map(Some)
+                }
+                (None, false) => Ok(None),
+            },
+        }
+    }
+
+    async fn origins(&self, node: &NodeName, uid: &PodUid) -> Result<Origins, Ended> {
+        let verify = wire::Verify { pod: Some(self.restored_pod(uid)), migration_id: self.due.id.0.clone() };
+        let answer::Kind::Verified(verified) = self.ask(node, question::Kind::Verify(verify)).await? else {
+            return Err(Ended::unknown("WorkerConfused", "the answer to Verify was something else"));
+        };
+        let mut running_unix_ns = 0;
+        let mut missing = self.plan.containers.len();
+        for container in &verified.containers {
+            match container.origin() {
+                Origin::Restored => {
+                    missing = missing.saturating_sub(1);
+                    running_unix_ns = running_unix_ns.max(container.running_since_unix_ns);
+                }
+                Origin::Started => {
+                    return Ok(Origins::Never(format!(
+                        "container {} started fresh instead of from its checkpoint: {}",
+                        container.name, container.detail
+                    )));
+                }
+                Origin::Broken => {
+                    return Ok(Origins::Never(format!("container {}: {}", container.name, container.detail)));
+                }
+                Origin::NotYet | Origin::Unspecified => {}
+            }
+        }
+        if missing > 0 {
+            return Ok(Origins::NotYet);
+        }
+        Ok(Origins::Restored { running_unix_ns: self.world.nodes.clock(node).correct(running_unix_ns) })
+    }
+
+    /// Makes it true, and proves, that nothing of this restore can run.
+    async fn prove_failed(
+        &mut self,
+        node: &NodeName,
+        uid: &PodUid,
+        images: &[Image],
+        reason: String,
+    ) -> Result<Ended, Ended> {
+        let started = unix_ns();
+        self.world.cluster.delete_restored(self.plan, uid).await?;
+        self.withdraw(node, Some(uid), images).await?;
+        self.span("withdraw", started);
+        Ok(Ended::failed("RestoreFailed", reason))
+    }
+
+    pub(super) async fn withdraw(
+        &mut self,
+        node: &NodeName,
+        uid: Option<&PodUid>,
+        images: &[Image],
+    ) -> Result<(), Ended> {
+        let pod = match uid {
+            Some(uid) => self.restored_pod(uid),
+            None => self.restored_pod(&PodUid(String::new())),
+        };
+        let withdraw = wire::Withdraw { pod: Some(pod), images: wire_images(images) };
+        let report = self.step(node, step_request::Kind::Withdraw(withdraw), SHORT_STEP_WITHIN).await?;
+        match report.outcome() {
+            wire::step_report::Outcome::Done => Ok(()),
+            wire::step_report::Outcome::Failed
+            | wire::step_report::Outcome::Stale
+            | wire::step_report::Outcome::Unknown
+            | wire::step_report::Outcome::Unspecified => Err(Ended::unknown(
+                "NotWithdrawn",
+                format!("it is not proved that nothing of the restore runs on node {node}: {}", report.detail),
+            )),
+        }
+    }
+}
+
+enum Origins {
+    Restored { running_unix_ns: u64 },
+    NotYet,
+    Never(String),
+}

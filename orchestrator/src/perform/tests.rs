@@ -1,0 +1,202 @@
+//! Die everywhere, fail everywhere, lose every answer: the production driver and steps on a world of values.
+//!
+//! The world counts its effects. For every effect there is a run in which the orchestrator dies right before it, one
+//! in which it dies right after it, one in which the answer is lost, and one in which the effect fails; each run must
+//! end, never show two running copies, and never be without both a running copy and a durable checkpoint.
+
+mod model;
+
+use std::{sync::Arc, time::Duration};
+
+use model::{Fault, Model, Trouble};
+use orchestrator_core::{
+    id::{PodRef, Revision},
+    migration::{Migration, Phase},
+    plan::{CheckpointVia, Handover, Plan, PlannedContainer, Request, RestoreVia},
+    state::{Command, Decision, State},
+};
+use tokio::sync::{Mutex, watch};
+
+use super::World;
+use crate::driver::{Driver, Propose, unix_ms};
+
+struct Log {
+    state: watch::Sender<Arc<State>>,
+    index: Mutex<u64>,
+}
+
+#[async_trait::async_trait]
+impl Propose for Log {
+    async fn propose(&self, command: Command) {
+        let mut index = self.index.lock().await;
+        *index += 1;
+        let mut state = State::clone(&self.state.borrow());
+        // A rejection is the log's ordinary answer to a stale report.
+        let _ = state.apply(Revision(*index), command);
+        self.state.send_replace(Arc::new(state));
+    }
+}
+
+fn plan() -> Plan {
+    Plan {
+        pod: PodRef { namespace: "default".to_owned(), name: "kuard".to_owned() },
+        uid: "source".into(),
+        source: "node1".into(),
+        target: "node2".into(),
+        pod_ip: String::new(),
+        containers: vec![PlannedContainer {
+            name: "kuard".to_owned(),
+            image: "kuard:1".to_owned(),
+            image_digest: "sha256:1".to_owned(),
+            container_id: "c1".to_owned(),
+            sidecar: false,
+        }],
+        finished_init_containers: vec![],
+        handover: Handover::Replace,
+        checkpoint: CheckpointVia::Kubelet,
+        restore: RestoreVia::Image,
+        freeze_budget_ms: 60_000,
+        freeze_predicted_ms: 1_000,
+        archive_predicted_bytes: 1,
+        timeout_ms: 600_000,
+        warnings: vec![],
+        target_pod: "{}".to_owned(),
+    }
+}
+
+async fn submitted() -> Arc<Log> {
+    let log = Arc::new(Log { state: watch::Sender::new(Arc::default()), index: Mutex::new(1) });
+    let plan = plan();
+    let request =
+        Request { pod: plan.pod.clone(), target: plan.target.clone(), freeze_max_ms: None, timeout_ms: None, dry_run: false };
+    let decision = Decision::Plan(Box::new(plan.clone()));
+    let command =
+        Command::Submit { id: "m".into(), object: plan.pod, request, decision, at_ms: unix_ms(), spans: vec![] };
+    log.propose(command).await;
+    log
+}
+
+fn migration(log: &Log) -> Migration {
+    log.state.borrow().migrations[&"m".into()].clone()
+}
+
+/// Runs the production driver on this model, as often as it dies, until the migration ended.
+async fn run(model: &Arc<Model>) -> Migration {
+    let log = submitted().await;
+    for _life in 0..4 {
+        let world = World { cluster: Arc::clone(model) as _, nodes: Arc::clone(model) as _ };
+        let driver = Driver {
+            perform: Arc::new(world),
+            propose: Arc::clone(&log) as _,
+            state: log.state.subscribe(),
+            leader: watch::Sender::new(true).subscribe(),
+        };
+        let (_keep, leader) = watch::channel(true);
+        let driver = tokio::spawn(Driver { leader, ..driver }.run());
+        let mut state = log.state.subscribe();
+        let ended = state.wait_for(|state| state.migrations[&"m".into()].phase.ended());
+        let died = tokio::select! {
+            _ = ended => false,
+            () = model.died() => true,
+            () = tokio::time::sleep(Duration::from_secs(1_200)) => panic!("never ended: {:?}", migration(&log)),
+        };
+        driver.abort();
+        let _ = driver.await;
+        if !died {
+            return migration(&log);
+        }
+    }
+    panic!("it died more often than asked");
+}
+
+async fn check(trouble: Option<Trouble>) -> (Phase, usize) {
+    let model = Arc::new(Model::new(trouble));
+    let ended = run(&model).await;
+    let seen = model.seen();
+    let context = format!("{trouble:?}: {:?} because of {:?}\n{}", ended.phase, ended.reason, seen.history.join("\n"));
+    assert!(seen.violations.is_empty(), "{:?}\n{context}", seen.violations);
+    match ended.phase {
+        Phase::Succeeded => assert!(seen.target_runs && !seen.source_alive && seen.disarmed, "{context}"),
+        Phase::RolledBack => assert!(seen.source_runs && !seen.target_runs && !seen.marked, "{context}"),
+        Phase::Rescued => assert!(seen.rescued_runs && !seen.source_alive && seen.disarmed, "{context}"),
+        other => panic!("ended as {other:?}\n{context}"),
+    }
+    (ended.phase, seen.effects)
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_good_day() {
+    assert_eq!(check(None).await.0, Phase::Succeeded);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_orchestrator_may_die_before_and_after_every_effect() {
+    let (_, effects) = check(None).await;
+    for at in 1..=effects {
+        for fault in [Fault::DieBefore, Fault::DieAfter] {
+            let (phase, _) = check(Some(Trouble { at, fault })).await;
+            assert_eq!(phase, Phase::Succeeded, "a death alone must not undo anything (effect {at})");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_answer_may_be_lost() {
+    let (_, effects) = check(None).await;
+    for at in 1..=effects {
+        check(Some(Trouble { at, fault: Fault::LoseAnswer })).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_effect_may_fail() {
+    let (_, effects) = check(None).await;
+    let mut ends = Vec::new();
+    for at in 1..=effects {
+        ends.push(check(Some(Trouble { at, fault: Fault::Fail })).await.0);
+    }
+    assert!(ends.contains(&Phase::RolledBack) && ends.contains(&Phase::Succeeded), "{ends:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_restore_that_breaks_is_rescued_on_the_source_node() {
+    let model = Arc::new(Model::new(None));
+    model.break_restores_on("node2");
+    let ended = run(&model).await;
+    assert_eq!(ended.phase, Phase::Rescued, "{:?}", ended.reason);
+    assert!(model.seen().rescued_runs);
+    assert!(model.seen().violations.is_empty(), "{:?}", model.seen().violations);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_fresh_start_is_never_called_success() {
+    let model = Arc::new(Model::new(None));
+    model.start_fresh_on("node2");
+    let ended = run(&model).await;
+    assert_eq!(ended.phase, Phase::Rescued, "{:?}", ended.reason);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_source_found_running_at_the_commit_is_gone_back_to() {
+    let model = Arc::new(Model::new(None));
+    model.thaw_after("deliver");
+    let ended = run(&model).await;
+    assert_eq!(ended.phase, Phase::RolledBack, "{:?}", ended.reason);
+    assert!(model.seen().source_runs);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deletion_by_the_user_is_obeyed_in_every_phase() {
+    for after in ["inspect", "mark source", "hold", "deliver"] {
+        let model = Arc::new(Model::new(None));
+        model.user_deletes_after(after);
+        let ended = run(&model).await;
+        assert!(
+            matches!(ended.phase, Phase::RolledBack | Phase::Abandoned),
+            "after {after}: {:?}\n{}",
+            ended.phase,
+            model.seen().history.join("\n")
+        );
+        assert!(!model.seen().target_runs, "after {after}: a deleted pod was resurrected");
+    }
+}

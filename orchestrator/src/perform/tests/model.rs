@@ -1,0 +1,439 @@
+//! A source, a target and Kubernetes as values, with trouble on demand.
+
+use std::{
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use orchestrator_core::{
+    id::{MigrationId, NodeName, PodUid},
+    migration::Image,
+    plan::Plan,
+    refusal::Finding,
+};
+use proto::worker::{
+    self as wire, StepReport, answer, question, step_report, step_request, verified_container::Origin,
+};
+use tokio::sync::Notify;
+
+use crate::{
+    perform::{Cluster, ClusterError, Deletion, Nodes, RestoredObject, SourceObject},
+    workers::{CallError, Clock},
+};
+
+/// What goes wrong at an effect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    DieBefore,
+    DieAfter,
+    LoseAnswer,
+    Fail,
+}
+
+/// One fault, at the n-th effect of the run.
+#[derive(Clone, Copy, Debug)]
+pub struct Trouble {
+    pub at: usize,
+    pub fault: Fault,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Source {
+    Running,
+    Held,
+    Gone,
+}
+
+/// What can be seen from outside.
+#[derive(Clone, Debug, Default)]
+pub struct Seen {
+    pub violations: Vec<String>,
+    pub history: Vec<String>,
+    pub effects: usize,
+    pub target_runs: bool,
+    pub rescued_runs: bool,
+    pub source_runs: bool,
+    pub source_alive: bool,
+    pub disarmed: bool,
+    pub marked: bool,
+}
+
+struct Inner {
+    source: Source,
+    object: Option<()>,
+    marked: bool,
+    user_deleted: bool,
+    durable: bool,
+    restored: Option<(String, u64)>,
+    restored_runs: bool,
+    made: u64,
+    disarmed: bool,
+    trouble: Option<Trouble>,
+    effects: usize,
+    history: Vec<String>,
+    violations: Vec<String>,
+    broken_node: Option<String>,
+    fresh_node: Option<String>,
+    thaw_after: Option<&'static str>,
+    delete_after: Option<&'static str>,
+}
+
+pub struct Model {
+    inner: Mutex<Inner>,
+    death: Notify,
+}
+
+enum Fate {
+    Go,
+    GoThenDie,
+    GoThenLose,
+    Fail,
+    Die,
+}
+
+impl Model {
+    pub fn new(trouble: Option<Trouble>) -> Self {
+        let inner = Inner {
+            source: Source::Running,
+            object: Some(()),
+            marked: false,
+            user_deleted: false,
+            durable: false,
+            restored: None,
+            restored_runs: false,
+            made: 0,
+            disarmed: false,
+            trouble,
+            effects: 0,
+            history: Vec::new(),
+            violations: Vec::new(),
+            broken_node: None,
+            fresh_node: None,
+            thaw_after: None,
+            delete_after: None,
+        };
+        Self { inner: Mutex::new(inner), death: Notify::new() }
+    }
+
+    pub fn break_restores_on(&self, node: &str) {
+        self.lock().broken_node = Some(node.to_owned());
+    }
+
+    pub fn start_fresh_on(&self, node: &str) {
+        self.lock().fresh_node = Some(node.to_owned());
+    }
+
+    pub fn thaw_after(&self, effect: &'static str) {
+        self.lock().thaw_after = Some(effect);
+    }
+
+    pub fn user_deletes_after(&self, effect: &'static str) {
+        self.lock().delete_after = Some(effect);
+    }
+
+    pub async fn died(&self) {
+        self.death.notified().await;
+    }
+
+    pub fn seen(&self) -> Seen {
+        let inner = self.lock();
+        let on = |node: &str| inner.restored.as_ref().is_some_and(|(at, _)| at == node) && inner.restored_runs;
+        Seen {
+            violations: inner.violations.clone(),
+            history: inner.history.clone(),
+            effects: inner.effects,
+            target_runs: on("node2"),
+            rescued_runs: on("node1"),
+            source_runs: inner.source == Source::Running,
+            source_alive: inner.source != Source::Gone,
+            disarmed: inner.disarmed,
+            marked: inner.marked,
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// One effect: meets its fate, changes the world, is checked.
+    async fn effect<T>(
+        &self,
+        name: &'static str,
+        change: impl FnOnce(&mut Inner) -> T,
+        failed: impl FnOnce() -> T,
+    ) -> Result<T, ()> {
+        let (fate, result) = {
+            let mut inner = self.lock();
+            inner.effects += 1;
+            let fate = match inner.trouble.filter(|trouble| trouble.at == inner.effects).map(|trouble| trouble.fault) {
+                None => Fate::Go,
+                Some(Fault::DieBefore) => Fate::Die,
+                Some(Fault::DieAfter) => Fate::GoThenDie,
+                Some(Fault::LoseAnswer) => Fate::GoThenLose,
+                Some(Fault::Fail) => Fate::Fail,
+            };
+            let result = match fate {
+                Fate::Go | Fate::GoThenDie | Fate::GoThenLose => Some(change(&mut inner)),
+                Fate::Fail => Some(failed()),
+                Fate::Die => None,
+            };
+            inner.after(name);
+            (fate, result)
+        };
+        match fate {
+            Fate::Go | Fate::Fail => result.ok_or(()),
+            Fate::GoThenLose => Err(()),
+            Fate::GoThenDie | Fate::Die => {
+                self.death.notify_one();
+                std::future::pending().await
+            }
+        }
+    }
+}
+
+impl Inner {
+    fn after(&mut self, name: &'static str) {
+        if self.thaw_after == Some(name) {
+            self.thaw_after = None;
+            self.source = Source::Running;
+        }
+        if self.delete_after == Some(name) {
+            self.delete_after = None;
+            self.user_deleted = true;
+        }
+        let effect = self.effects;
+        self.history.push(format!(
+            "{effect} {name}: source {:?}, object {}, restored {:?} runs {}, durable {}",
+            self.source,
+            self.object.is_some(),
+            self.restored,
+            self.restored_runs,
+            self.durable
+        ));
+        if self.source == Source::Running && self.restored_runs {
+            self.violations.push(format!("two run after {effect} {name}"));
+        }
+        let alive = self.source != Source::Gone || self.restored_runs;
+        if !alive && !self.durable && !self.user_deleted {
+            self.violations.push(format!("lost after {effect} {name}"));
+        }
+    }
+}
+
+fn unclear(what: &'static str) -> ClusterError {
+    ClusterError::Unclear { what, reason: "the answer was lost".to_owned() }
+}
+
+fn source_object(inner: &Inner) -> SourceObject {
+    match inner.object {
+        Some(()) if !inner.user_deleted => SourceObject::Present,
+        Some(()) | None => SourceObject::Deleted,
+    }
+}
+
+#[async_trait]
+impl Cluster for Model {
+    async fn source(&self, _plan: &Plan) -> Result<SourceObject, ClusterError> {
+        Ok(source_object(&self.lock()))
+    }
+
+    async fn target_refuses(&self, _plan: &Plan) -> Result<Option<Finding>, ClusterError> {
+        Ok(None)
+    }
+
+    async fn mark_source(&self, _plan: &Plan, _id: &MigrationId) -> Result<SourceObject, ClusterError> {
+        let change = |inner: &mut Inner| {
+            inner.marked = inner.object.is_some();
+            Ok(source_object(inner))
+        };
+        self.effect("mark source", change, || Err(unclear("mark"))).await.map_err(|()| unclear("mark"))?
+    }
+
+    async fn unmark_source(&self, _plan: &Plan, _id: &MigrationId) -> Result<(), ClusterError> {
+        let change = |inner: &mut Inner| {
+            inner.marked = false;
+            if inner.user_deleted {
+                inner.object = None;
+                inner.source = Source::Gone;
+            }
+            Ok(())
+        };
+        self.effect("unmark source", change, || Err(unclear("unmark"))).await.map_err(|()| unclear("unmark"))?
+    }
+
+    async fn delete_source(&self, _plan: &Plan, _id: &MigrationId) -> Result<Deletion, ClusterError> {
+        let change = |inner: &mut Inner| {
+            if inner.user_deleted {
+                return Ok(Deletion::ByUser);
+            }
+            inner.object = None;
+            inner.marked = false;
+            Ok(Deletion::Done)
+        };
+        self.effect("delete source", change, || Err(unclear("delete"))).await.map_err(|()| unclear("delete"))?
+    }
+
+    async fn create(
+        &self,
+        _plan: &Plan,
+        _id: &MigrationId,
+        node: &NodeName,
+        _images: &[Image],
+    ) -> Result<PodUid, ClusterError> {
+        let change = |inner: &mut Inner| {
+            if inner.object.is_some() {
+                inner.violations.push("a pod was made while the source's name was taken".to_owned());
+            }
+            if inner.restored.is_none() {
+                inner.made += 1;
+                let breaks = inner.broken_node.as_deref() == Some(&node.0);
+                inner.restored_runs = !breaks;
+                inner.restored = Some((node.0.clone(), inner.made));
+            }
+            Ok(PodUid(format!("restored-{}", inner.made)))
+        };
+        let refused = || Err(ClusterError::Refused { what: "create", reason: "quota".to_owned() });
+        self.effect("create", change, refused).await.map_err(|()| unclear("create"))?
+    }
+
+    async fn restored(&self, _plan: &Plan, _id: &MigrationId) -> Result<Option<RestoredObject>, ClusterError> {
+        let inner = self.lock();
+        Ok(inner.restored.as_ref().map(|(node, made)| RestoredObject {
+            uid: PodUid(format!("restored-{made}")),
+            node: NodeName(node.clone()),
+            deleting: false,
+            broken: None,
+            waiting: None,
+            ready: inner.restored_runs,
+        }))
+    }
+
+    async fn delete_restored(&self, _plan: &Plan, _uid: &PodUid) -> Result<(), ClusterError> {
+        let change = |inner: &mut Inner| {
+            inner.restored = None;
+            Ok(())
+        };
+        self.effect("delete restored", change, || Err(unclear("delete"))).await.map_err(|()| unclear("delete"))?
+    }
+
+    async fn prepull(&self, _plan: &Plan, _id: &MigrationId, _containers: &[String]) -> Result<(), ClusterError> {
+        Ok(())
+    }
+}
+
+fn perform(inner: &mut Inner, kind: &step_request::Kind) -> Option<step_report::Result> {
+    match kind {
+        step_request::Kind::Hold(_) => {
+            inner.source = Source::Held;
+            inner.durable = true;
+            Some(step_report::Result::Held(wire::HeldCheckpoint { boot_id: "b".to_owned(), ..Default::default() }))
+        }
+        step_request::Kind::Deliver(_) => Some(step_report::Result::Delivered(wire::Delivered {
+            images: vec![wire::DeliveredImage { container: "kuard".to_owned(), ..Default::default() }],
+        })),
+        step_request::Kind::Disarm(_) => {
+            inner.disarmed = true;
+            None
+        }
+        step_request::Kind::Destroy(_) => {
+            inner.source = Source::Gone;
+            None
+        }
+        step_request::Kind::Release(_) => {
+            if inner.source == Source::Held {
+                inner.source = Source::Running;
+            }
+            let running = inner.source == Source::Running;
+            Some(step_report::Result::Released(wire::Released { was_held: true, running, ..Default::default() }))
+        }
+        step_request::Kind::Withdraw(_) => {
+            if inner.restored.is_none() {
+                inner.restored_runs = false;
+            }
+            None
+        }
+        step_request::Kind::Tidy(tidy) => {
+            if !tidy.store_prefix.is_empty() {
+                inner.durable = false;
+            }
+            None
+        }
+        step_request::Kind::ExportImages(_) | step_request::Kind::ImportImages(_) => None,
+    }
+}
+
+fn effect_name(kind: &step_request::Kind) -> &'static str {
+    match kind {
+        step_request::Kind::Hold(_) => "hold",
+        step_request::Kind::Deliver(_) => "deliver",
+        step_request::Kind::Disarm(_) => "disarm",
+        step_request::Kind::Destroy(_) => "destroy",
+        step_request::Kind::Release(_) => "release",
+        step_request::Kind::Withdraw(_) => "withdraw",
+        step_request::Kind::Tidy(_) => "tidy",
+        step_request::Kind::ExportImages(_) => "export images",
+        step_request::Kind::ImportImages(_) => "import images",
+    }
+}
+
+#[async_trait]
+impl Nodes for Model {
+    async fn step(
+        &self,
+        node: &NodeName,
+        _migration: &MigrationId,
+        revision: u64,
+        kind: step_request::Kind,
+        _within: Duration,
+    ) -> Result<StepReport, CallError> {
+        let name = effect_name(&kind);
+        let report = |outcome: step_report::Outcome, result| StepReport {
+            revision,
+            outcome: outcome as i32,
+            result,
+            ..Default::default()
+        };
+        let done = |inner: &mut Inner| report(step_report::Outcome::Done, perform(inner, &kind));
+        let failed = || report(step_report::Outcome::Failed, None);
+        let lost = CallError::Lost { node: node.clone(), what: name };
+        self.effect(name, done, failed).await.map_err(|()| lost)
+    }
+
+    async fn ask(&self, node: &NodeName, kind: question::Kind, _within: Duration) -> Result<answer::Kind, CallError> {
+        let lost = CallError::Lost { node: node.clone(), what: "ask" };
+        let answer = |inner: &mut Inner| match kind {
+            question::Kind::Inspect(_) => answer::Kind::Inspection(wire::Inspection::default()),
+            question::Kind::ConfirmHold(_) => answer::Kind::HoldState(wire::HoldState {
+                held: inner.source == Source::Held,
+                boot_id: "b".to_owned(),
+                detail: format!("{:?}", inner.source),
+            }),
+            question::Kind::HasImages(_) => answer::Kind::Images(wire::ImagesState::default()),
+            question::Kind::Verify(_) => {
+                let origin = match (&inner.restored, inner.restored_runs) {
+                    (Some((at, _)), _) if inner.fresh_node.as_deref() == Some(at) => Origin::Started,
+                    (Some(_), true) => Origin::Restored,
+                    (Some(_), false) => Origin::Broken,
+                    (None, _) => Origin::NotYet,
+                };
+                let container = wire::VerifiedContainer { origin: origin as i32, ..Default::default() };
+                answer::Kind::Verified(wire::Verified { containers: vec![container] })
+            }
+        };
+        let name = match &kind {
+            question::Kind::Inspect(_) => "inspect",
+            question::Kind::ConfirmHold(_) => "confirm hold",
+            question::Kind::HasImages(_) => "has images",
+            question::Kind::Verify(_) => "verify",
+        };
+        match self.effect(name, |inner| Some(answer(inner)), || None).await {
+            Ok(Some(answer)) => Ok(answer),
+            Ok(None) | Err(()) => Err(lost),
+        }
+    }
+
+    fn clock(&self, _node: &NodeName) -> Clock {
+        Clock::default()
+    }
+}
