@@ -42,20 +42,33 @@ pub enum Kind {
     V2,
 }
 
-/// The hierarchies of this machine.
+/// The hierarchies nodes are put into.
 pub fn hierarchies() -> Result<Vec<Hierarchy>> {
-    let mounts = fs::read_to_string("/proc/self/mounts").context("read the list of mounts")?;
-    let names = fs::read_to_string("/proc/cgroups").context("read the list of cgroup controllers")?;
-    let found = parse(&mounts, &names, |mount| {
-        fs::read_to_string(mount.join("cgroup.controllers")).is_ok_and(|controllers| !controllers.trim().is_empty())
-    });
+    let mut found = mounted()?;
+    // v2 beside v1 controls little or nothing, and would only make runtimes see two trees for one container.
+    if found.iter().any(Hierarchy::has_v1_controllers) {
+        found.retain(|hierarchy| hierarchy.kind != Kind::V2);
+    }
     if found.is_empty() {
         bail!("no cgroup hierarchy is mounted here; nodes need them");
     }
     Ok(found)
 }
 
-fn parse(mounts: &str, controllers: &str, v2_in_use: impl Fn(&Path) -> bool) -> Vec<Hierarchy> {
+/// Every mounted hierarchy: where a group of ours may be, whatever made it.
+fn mounted() -> Result<Vec<Hierarchy>> {
+    let mounts = fs::read_to_string("/proc/self/mounts").context("read the list of mounts")?;
+    let names = fs::read_to_string("/proc/cgroups").context("read the list of cgroup controllers")?;
+    Ok(parse(&mounts, &names))
+}
+
+impl Hierarchy {
+    fn has_v1_controllers(&self) -> bool {
+        matches!(&self.kind, Kind::V1(options) if !options.starts_with("name="))
+    }
+}
+
+fn parse(mounts: &str, controllers: &str) -> Vec<Hierarchy> {
     let known: BTreeSet<&str> = controllers.lines().filter(|l| !l.starts_with('#')).filter_map(|l| l.split_whitespace().next()).collect();
     let mut found: Vec<Hierarchy> = Vec::new();
     for line in mounts.lines() {
@@ -67,7 +80,7 @@ fn parse(mounts: &str, controllers: &str, v2_in_use: impl Fn(&Path) -> bool) -> 
                 let wanted: Vec<&str> = options.split(',').filter(|o| known.contains(o) || o.starts_with("name=")).collect();
                 Kind::V1(wanted.join(","))
             }
-            "cgroup2" if v2_in_use(&mount) => Kind::V2,
+            "cgroup2" => Kind::V2,
             _ => continue,
         };
         // The same tree mounted twice is one tree.
@@ -140,7 +153,7 @@ pub fn open_for_children(lab: &str, unit: &str) -> Result<()> {
 
 /// Ends every process of the group and below, frozen or not, and removes the groups. Repeating this does nothing.
 pub fn remove(lab: &str) -> Result<()> {
-    let tops: Vec<PathBuf> = hierarchies()?.into_iter().map(|hierarchy| hierarchy.mount.join(lab)).filter(|path| path.is_dir()).collect();
+    let tops: Vec<PathBuf> = mounted()?.into_iter().map(|hierarchy| hierarchy.mount.join(lab)).filter(|path| path.is_dir()).collect();
     let give_up = Instant::now() + EMPTY_WITHIN;
     loop {
         let groups: Vec<PathBuf> = tops.iter().flat_map(|top| below(top)).collect();
@@ -164,7 +177,7 @@ pub fn remove(lab: &str) -> Result<()> {
 
 /// Every process of the lab, in any of its groups.
 pub fn processes(lab: &str) -> Result<BTreeSet<i32>> {
-    let tops = hierarchies()?.into_iter().map(|hierarchy| hierarchy.mount.join(lab));
+    let tops = mounted()?.into_iter().map(|hierarchy| hierarchy.mount.join(lab));
     Ok(tops.flat_map(|top| below(&top)).flat_map(|group| members(&group)).collect())
 }
 
@@ -206,15 +219,9 @@ mod tests {
             cgroup /sys/fs/cgroup/systemd cgroup rw,xattr,name=systemd 0 0\n\
             cgroup /mnt/again cgroup rw,name=systemd 0 0\n\
             cgroup2 /sys/fs/cgroup/unified cgroup2 rw 0 0\n";
-        let found = parse(mounts, CONTROLLERS, |_| false);
+        let found = parse(mounts, CONTROLLERS);
+        assert!(found[0].has_v1_controllers() && !found[1].has_v1_controllers());
         let kinds: Vec<Kind> = found.into_iter().map(|hierarchy| hierarchy.kind).collect();
-        assert_eq!(kinds, [Kind::V1("cpu,cpuacct".into()), Kind::V1("name=systemd".into())]);
-    }
-
-    #[test]
-    fn a_v2_tree_counts_when_it_has_controllers() {
-        let mounts = "cgroup2 /sys/fs/cgroup cgroup2 rw,nosuid 0 0\n";
-        assert_eq!(parse(mounts, CONTROLLERS, |_| true), [Hierarchy { mount: "/sys/fs/cgroup".into(), kind: Kind::V2 }]);
-        assert_eq!(parse(mounts, CONTROLLERS, |_| false), []);
+        assert_eq!(kinds, [Kind::V1("cpu,cpuacct".into()), Kind::V1("name=systemd".into()), Kind::V2]);
     }
 }

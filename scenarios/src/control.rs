@@ -6,6 +6,7 @@
 
 use crate::certificates::Pki;
 use crate::cluster::Cluster;
+use crate::http;
 use crate::parts;
 use crate::process;
 use crate::site::{API_PORT, REGISTRY_PORT, SERVICE_RANGE};
@@ -116,7 +117,10 @@ pub fn start_registry(lab: &mut Lab) -> Result<()> {
     let mut command = process::in_group(lab, UNIT)?;
     command.args(parts::program(&base, "usr/bin/docker-registry")?).arg("serve").arg(&config_file);
     process::start(lab, "registry", &command)?;
-    wait_listening(lab, "registry", address)
+    process::wait_for("the registry to answer", LISTENING_WITHIN, || {
+        process::check_alive(lab, "registry")?;
+        Ok(http::get(address, "/v2/", Duration::from_secs(1)).ok().filter(|answer| answer.status == 200).map(drop))
+    })
 }
 
 /// Waits until a component accepts connections.

@@ -17,6 +17,7 @@ const FROM_DEBIAN: &[(&str, &str)] = &[
     ("mmdebstrap", "mmdebstrap"),
     ("/usr/share/keyrings/debian-archive-keyring.gpg", "debian-archive-keyring"),
     ("cc", "gcc"),
+    ("strip", "binutils"),
     ("/usr/include/stdlib.h", "libc6-dev"),
 ];
 /// Programs only a person can bring, and how.

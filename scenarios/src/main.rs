@@ -5,6 +5,7 @@
 //! cargo lab kubectl get pods -A
 //! cargo lab shell node1   look around inside a node
 //! cargo lab logs kubelet  or etcd, apiserver, containerd …, with node1/ in front for one node's
+//! cargo lab deploy        Longshore itself, as built from this checkout
 //! cargo lab down          nothing is left
 //! ```
 //! The parts are real: etcd, API server, controllers, scheduler, kubelets, kube-proxy, containerd, runc, CRIU, CNI, a
@@ -17,6 +18,7 @@ mod certificates;
 mod cgroup;
 mod cluster;
 mod control;
+mod deploy;
 mod down;
 mod http;
 mod machine;
@@ -87,6 +89,8 @@ enum Verb {
         /// The component; `node1/kubelet` for one node's.
         component: String,
     },
+    /// Build Longshore, put its images on the nodes and apply deploy/lab.
+    Deploy,
     /// Say what is missing on this machine and how to get it.
     Doctor,
     /// Be a node's first process (the lab calls this itself).
@@ -123,6 +127,7 @@ fn run(name: &str, command: Verb) -> Result<ExitCode> {
         }
         Verb::Shell { node, command } => enter(name, &node, &command)?,
         Verb::Logs { component } => show_logs(name, &component)?,
+        Verb::Deploy => deploy::deploy(&Lab::expect(name)?, &Steps::start())?,
         Verb::Doctor => return Ok(if machine::doctor() { ExitCode::SUCCESS } else { ExitCode::FAILURE }),
         Verb::NodeInit { world } => node::init::run(&world)?,
     }

@@ -46,6 +46,9 @@ pub struct Lab {
     pub base: Option<PathBuf>,
     /// The folder with the Kubernetes programs.
     pub kube: Option<PathBuf>,
+    /// The folder with the S3 server.
+    #[serde(default)]
+    pub s3: Option<PathBuf>,
 }
 
 impl Lab {
@@ -99,7 +102,7 @@ impl Lab {
             bail!("all {LABS_MAX} places for labs on this machine are taken; `cargo lab down --name …` frees one");
         };
         let site = Site { name: name.into(), index, nodes };
-        let lab = Self { site, stage: Stage::Starting, processes: BTreeMap::new(), base: None, kube: None };
+        let lab = Self { site, stage: Stage::Starting, processes: BTreeMap::new(), base: None, kube: None, s3: None };
         lab.save()?;
         Ok(lab)
     }
@@ -176,7 +179,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let site = Site { name: "x".into(), index: 3, nodes: 2 };
         let processes = BTreeMap::from([("etcd".to_owned(), ProcessId { pid: 7, started: 9 })]);
-        let lab = Lab { site, stage: Stage::Up, processes, base: Some("/b".into()), kube: None };
+        let lab = Lab { site, stage: Stage::Up, processes, base: Some("/b".into()), kube: None, s3: Some("/s".into()) };
         let path = folder.path().join("state.json");
         fs::write(&path, serde_json::to_vec(&lab).unwrap()).unwrap();
         assert_eq!(read(&path).unwrap(), Some(lab));

@@ -9,7 +9,7 @@
 //! that is up is left as it is; the remains of one that isn't are taken down first, so there are only two ways a start
 //! can begin: from nothing, or not at all.
 
-use crate::cache::Lock;
+use crate::cache::{Lock, Part};
 use crate::certificates::Pki;
 use crate::cluster::Cluster;
 use crate::control;
@@ -40,14 +40,14 @@ pub fn up(name: &str, nodes: u8, steps: &Steps) -> Result<Lab> {
     machine::prepare(steps)?;
     let all = Lab::all()?;
     fs::create_dir_all(&all).with_context(|| format!("create {}", all.display()))?;
-    if let Some(lab) = Lab::load(name)? {
-        if is_up(&lab)? {
-            if lab.site.nodes != nodes {
-                bail!("lab {name} is up with {} nodes, not {nodes}; take it down first", lab.site.nodes);
-            }
-            steps.note(format!("lab {name} is up already; nothing to do"));
-            return Ok(lab);
+    if let Some(lab) = Lab::load(name)?
+        && is_up(&lab)?
+    {
+        if lab.site.nodes != nodes {
+            bail!("lab {name} is up with {} nodes, not {nodes}; take it down first", lab.site.nodes);
         }
+        steps.note(format!("lab {name} is up already; nothing to do"));
+        return Ok(lab);
     }
     if Lab::folder_of(name)?.exists() {
         steps.run("clear away what an earlier start left", || down::down(name))?;
@@ -57,6 +57,7 @@ pub fn up(name: &str, nodes: u8, steps: &Steps) -> Result<Lab> {
     let _alone = Lock::take(&lab.folder()?)?;
     lab.base = Some(parts.base);
     lab.kube = Some(parts.kube);
+    lab.s3 = Some(parts.s3);
     lab.save()?;
     start(&mut lab, &parts.workloads, steps)?;
     lab.stage = Stage::Up;
@@ -76,27 +77,28 @@ pub fn is_up(lab: &Lab) -> Result<bool> {
 struct Parts {
     base: PathBuf,
     kube: PathBuf,
+    s3: PathBuf,
     workloads: PathBuf,
 }
 
 /// Makes what isn't there, side by side.
 fn make_parts(steps: &Steps) -> Result<Parts> {
-    let (base, kube) = (parts::base(), parts::kube()?);
+    let (base, kube, s3) = (parts::base(), parts::kube()?, s3::part()?);
     let images = workloads::part(&base)?;
     // A part that is there is no step worth a line.
-    let make = |part: &crate::cache::Part, step: &'static str, make: &dyn Fn(&Path) -> Result<()>| {
+    let make = |part: &Part, step: &'static str, make: &dyn Fn(&Path) -> Result<()>| {
         if part.is_there() { part.path() } else { steps.run(step, || part.ensure(make)) }
     };
     thread::scope(|scope| {
         let kube = scope.spawn(|| make(&kube, "build Kubernetes from source", &parts::make_kube));
-        let s3 = scope.spawn(|| s3::build(steps));
+        let s3 = scope.spawn(|| make(&s3, "build the S3 server", &s3::make));
         let base = make(&base, "build the node root filesystem", &parts::make_base);
         let workloads = base.as_ref().map_err(|_| anyhow!("the node root filesystem is missing")).and_then(|base| {
             make(&images, "build the workload images", &|target: &Path| workloads::make(base, target))
         });
         let kube = kube.join().unwrap_or_else(|_| Err(anyhow!("building Kubernetes panicked")));
-        s3.join().unwrap_or_else(|_| Err(anyhow!("building the S3 server panicked")))?;
-        Ok(Parts { base: base?, kube: kube?, workloads: workloads? })
+        let s3 = s3.join().unwrap_or_else(|_| Err(anyhow!("building the S3 server panicked")));
+        Ok(Parts { base: base?, kube: kube?, s3: s3?, workloads: workloads? })
     })
 }
 
