@@ -11,6 +11,7 @@
 
 use anyhow::{Context, Result, bail};
 use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 use sha2::{Digest, Sha256};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -80,14 +81,23 @@ impl Part {
         if path.is_dir() {
             return Ok(path);
         }
-        let unfinished = parts.join(format!(".{}.unfinished", self.name));
-        if unfinished.exists() {
-            fs::remove_dir_all(&unfinished).with_context(|| format!("remove {}", unfinished.display()))?;
-        }
+        let prefix = format!(".{}.unfinished-", self.name);
+        clear_unfinished(&parts, &prefix);
+        let unfinished = parts.join(format!("{prefix}{}", std::process::id()));
         fs::create_dir(&unfinished).with_context(|| format!("create {}", unfinished.display()))?;
         make(&unfinished)?;
         fs::rename(&unfinished, &path).with_context(|| format!("move the finished part to {}", path.display()))?;
         Ok(path)
+    }
+}
+
+/// Removes what a making that was cut off left. Its maker may still be at work, orphaned, so each has a folder of its
+/// own, and a folder that cannot be removed yet is tried again the next time.
+fn clear_unfinished(parts: &Path, prefix: &str) {
+    for entry in fs::read_dir(parts).into_iter().flatten().flatten() {
+        if entry.file_name().to_string_lossy().starts_with(prefix) {
+            let _ = fs::remove_dir_all(entry.path());
+        }
     }
 }
 
@@ -101,6 +111,16 @@ impl Lock {
             .with_context(|| format!("open {} to lock it", path.display()))?;
         flock(&file, FlockOperation::LockExclusive).with_context(|| format!("lock {}", path.display()))?;
         Ok(Self(file))
+    }
+
+    /// Takes the lock on a folder, or nothing when another has it.
+    pub fn try_take(folder: &Path) -> Result<Option<Self>> {
+        let file = File::open(folder).with_context(|| format!("open {} to lock it", folder.display()))?;
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Some(Self(file))),
+            Err(Errno::WOULDBLOCK) => Ok(None),
+            Err(error) => Err(error).with_context(|| format!("lock {}", folder.display())),
+        }
     }
 }
 
@@ -146,5 +166,14 @@ mod tests {
         assert_eq!(first, key(&[("go.mod", b"one"), ("main.go", b"two")]));
         assert_ne!(first, key(&[("go.mod", b"onet"), ("main.go", b"wo")]));
         assert_ne!(first, key(&[("go.mod", b"one"), ("main.go", b"three")]));
+    }
+
+    #[test]
+    fn a_lock_somebody_has_is_not_given_twice_and_comes_free_with_its_holder() {
+        let folder = tempfile::tempdir().unwrap();
+        let held = Lock::try_take(folder.path()).unwrap().unwrap();
+        assert!(Lock::try_take(folder.path()).unwrap().is_none());
+        drop(held);
+        assert!(Lock::try_take(folder.path()).unwrap().is_some());
     }
 }

@@ -5,16 +5,22 @@
 //! namespaces of the nodes and go with them. Then interfaces, then files, the state file last: a `down` that dies
 //! half-way can be repeated.
 
+use crate::cache::Lock;
 use crate::cgroup;
 use crate::network;
 use crate::site::cgroup_of;
 use crate::state::{Lab, Stage};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use std::fs;
 
 /// Takes down everything of the lab called `name`. Repeating this does nothing.
 pub fn down(name: &str) -> Result<()> {
     let (folder, lab) = (Lab::folder_of(name)?, Lab::load(name)?);
+    let _alone = match folder.exists().then(|| Lock::try_take(&folder)).transpose()? {
+        Some(None) => bail!("another command is at work on lab {name}; end it first"),
+        Some(Some(lock)) => Some(lock),
+        None => None,
+    };
     if let Some(mut lab) = lab.clone() {
         lab.stage = Stage::Stopping;
         lab.save()?;

@@ -79,7 +79,7 @@ impl Site {
 
     /// The bridge on the host.
     pub fn bridge(&self) -> String {
-        format!("lsh{}", self.index)
+        bridge_of(self.index)
     }
 
     /// The host's end of node `n`'s cable.
@@ -106,6 +106,11 @@ impl Site {
     pub fn etcd_port(&self) -> u16 {
         ETCD_PORT + 2 * u16::from(self.index)
     }
+}
+
+/// The bridge of the lab with this index.
+pub fn bridge_of(index: u8) -> String {
+    format!("lsh{index}")
 }
 
 /// The cgroup of a lab, known from its name alone so that `down` finds it without any other knowledge.

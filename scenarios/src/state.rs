@@ -6,7 +6,7 @@
 //! used again, serve `status`, `logs` and the stories.
 
 use crate::cache;
-use crate::site::{LABS_MAX, Site};
+use crate::site::{self, LABS_MAX, Site};
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -88,8 +88,9 @@ impl Lab {
         fs::rename(&new, &path).with_context(|| format!("replace {}", path.display()))
     }
 
-    /// Claims a place for a new lab: the first index no other lab has. Two starts at once wait for each other.
-    pub fn claim(name: &str, nodes: u8) -> Result<Self> {
+    /// Claims a place for a new lab: the first index that no other lab has and whose bridge nobody else (a lab of
+    /// another cache folder, say) has put up. The lock given with it says that somebody is at work on this lab.
+    pub fn claim(name: &str, nodes: u8) -> Result<(Self, cache::Lock)> {
         let all = Self::all()?;
         fs::create_dir_all(&all).with_context(|| format!("create {}", all.display()))?;
         let _alone = cache::Lock::take(&all)?;
@@ -98,13 +99,18 @@ impl Lab {
             let path = entry.context("list the labs")?.path().join("state.json");
             taken.extend(read(&path)?.map(|lab| lab.site.index));
         }
+        let has_bridge = |index: &u8| Path::new("/sys/class/net").join(site::bridge_of(*index)).exists();
+        taken.extend((0..LABS_MAX).filter(has_bridge));
         let Some(index) = free_index(&taken) else {
             bail!("all {LABS_MAX} places for labs on this machine are taken; `cargo lab down --name …` frees one");
         };
         let site = Site { name: name.into(), index, nodes };
         let lab = Self { site, stage: Stage::Starting, processes: BTreeMap::new(), base: None, kube: None, s3: None };
+        let folder = lab.folder()?;
+        fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
+        let Some(lock) = cache::Lock::try_take(&folder)? else { bail!("another command is at work on lab {name}") };
         lab.save()?;
-        Ok(lab)
+        Ok((lab, lock))
     }
 }
 

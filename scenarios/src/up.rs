@@ -9,7 +9,8 @@
 //! that is up is left as it is; the remains of one that isn't are taken down first, so there are only two ways a start
 //! can begin: from nothing, or not at all.
 
-use crate::cache::{Lock, Part};
+use crate::cache::Part;
+use crate::cgroup;
 use crate::certificates::Pki;
 use crate::cluster::Cluster;
 use crate::control;
@@ -21,12 +22,11 @@ use crate::parts;
 use crate::process;
 use crate::registry;
 use crate::s3;
-use crate::site::{REGISTRY_NAME, REGISTRY_PORT, Site};
+use crate::site::{REGISTRY_NAME, REGISTRY_PORT, Site, cgroup_of};
 use crate::state::{Lab, Stage};
 use crate::steps::Steps;
 use crate::workloads;
 use anyhow::{Context, Result, anyhow, bail};
-use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -38,8 +38,6 @@ const READY_WITHIN: Duration = Duration::from_secs(120);
 /// Starts the lab called `name`, or finds it up.
 pub fn up(name: &str, nodes: u8, steps: &Steps) -> Result<Lab> {
     machine::prepare(steps)?;
-    let all = Lab::all()?;
-    fs::create_dir_all(&all).with_context(|| format!("create {}", all.display()))?;
     if let Some(lab) = Lab::load(name)?
         && is_up(&lab)?
     {
@@ -52,9 +50,12 @@ pub fn up(name: &str, nodes: u8, steps: &Steps) -> Result<Lab> {
     if Lab::folder_of(name)?.exists() {
         steps.run("clear away what an earlier start left", || down::down(name))?;
     }
+    let strangers = cgroup::processes(&cgroup_of(name))?;
+    if !strangers.is_empty() {
+        bail!("a lab called {name} that this cache folder knows nothing of runs here (processes {strangers:?}); choose another name");
+    }
     let parts = make_parts(steps)?;
-    let mut lab = Lab::claim(name, nodes)?;
-    let _alone = Lock::take(&lab.folder()?)?;
+    let (mut lab, _alone) = Lab::claim(name, nodes)?;
     lab.base = Some(parts.base);
     lab.kube = Some(parts.kube);
     lab.s3 = Some(parts.s3);
@@ -104,7 +105,7 @@ fn make_parts(steps: &Steps) -> Result<Parts> {
 
 fn start(lab: &mut Lab, images: &Path, steps: &Steps) -> Result<()> {
     steps.run("network and certificates", || {
-        crate::cgroup::create(&lab.site.cgroup(), control::UNIT)?;
+        cgroup::create(&lab.site.cgroup(), control::UNIT)?;
         network::raise_bridge(&lab.site)?;
         Pki::of(&lab.folder()?).create(&lab.site)
     })?;
