@@ -27,14 +27,19 @@ const LOG_TAIL_LINES: usize = 25;
 pub fn root() -> Result<PathBuf> {
     let base = match std::env::var_os("XDG_CACHE_HOME").filter(|value| !value.is_empty()) {
         Some(dir) => PathBuf::from(dir),
-        None => PathBuf::from(std::env::var_os("HOME").context("find the cache folder: HOME is not set")?).join(".cache"),
+        None => PathBuf::from(
+            std::env::var_os("HOME").context("find the cache folder: HOME is not set")?,
+        )
+        .join(".cache"),
     };
     Ok(base.join("longshore"))
 }
 
 /// The folder of the checked-out project, where the lab finds sources to build.
 pub fn project() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the scenarios crate lies in the workspace's folder")
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("the scenarios crate lies in the workspace's folder")
 }
 
 /// A part to be had: its name and a key over all that goes into it.
@@ -45,7 +50,10 @@ pub struct Part {
 
 impl Part {
     /// Names a part; `ingredients` are all the bytes its content depends on, each with what it is.
-    pub fn new<'a>(name: &'static str, ingredients: impl IntoIterator<Item = (&'a str, Vec<u8>)>) -> Self {
+    pub fn new<'a>(
+        name: &'static str,
+        ingredients: impl IntoIterator<Item = (&'a str, Vec<u8>)>,
+    ) -> Self {
         let mut hash = Sha256::new();
         for (what, bytes) in ingredients {
             // Lengths in front, so that moving a byte from one ingredient to the next changes the key.
@@ -61,7 +69,9 @@ impl Part {
 
     /// Where the part is, once made.
     pub fn path(&self) -> Result<PathBuf> {
-        Ok(root()?.join("parts").join(format!("{}-{}", self.name, self.key)))
+        Ok(root()?
+            .join("parts")
+            .join(format!("{}-{}", self.name, self.key)))
     }
 
     /// Whether the part has been made.
@@ -85,8 +95,12 @@ impl Part {
         clear_unfinished(&parts, &prefix);
         let unfinished = parts.join(format!("{prefix}{}", std::process::id()));
         fs::create_dir(&unfinished).with_context(|| format!("create {}", unfinished.display()))?;
-        make(&unfinished)?;
-        fs::rename(&unfinished, &path).with_context(|| format!("move the finished part to {}", path.display()))?;
+        if let Err(error) = make(&unfinished) {
+            clear_unfinished(&parts, &prefix);
+            return Err(error);
+        }
+        fs::rename(&unfinished, &path)
+            .with_context(|| format!("move the finished part to {}", path.display()))?;
         Ok(path)
     }
 }
@@ -102,20 +116,32 @@ fn clear_unfinished(parts: &Path, prefix: &str) {
 }
 
 /// A lock held while it lives; the kernel gives it back when the holder dies.
-pub struct Lock(#[expect(dead_code, reason = "held for its lifetime: closing the file is the unlock")] File);
+pub struct Lock(
+    #[expect(
+        dead_code,
+        reason = "held for its lifetime: closing the file is the unlock"
+    )]
+    File,
+);
 
 impl Lock {
     /// Waits for the lock on a file (made if missing) or on a folder.
     pub fn take(path: &Path) -> Result<Self> {
-        let file = if path.is_dir() { File::open(path) } else { File::create(path) }
-            .with_context(|| format!("open {} to lock it", path.display()))?;
-        flock(&file, FlockOperation::LockExclusive).with_context(|| format!("lock {}", path.display()))?;
+        let file = if path.is_dir() {
+            File::open(path)
+        } else {
+            File::create(path)
+        }
+        .with_context(|| format!("open {} to lock it", path.display()))?;
+        flock(&file, FlockOperation::LockExclusive)
+            .with_context(|| format!("lock {}", path.display()))?;
         Ok(Self(file))
     }
 
     /// Takes the lock on a folder, or nothing when another has it.
     pub fn try_take(folder: &Path) -> Result<Option<Self>> {
-        let file = File::open(folder).with_context(|| format!("open {} to lock it", folder.display()))?;
+        let file =
+            File::open(folder).with_context(|| format!("open {} to lock it", folder.display()))?;
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => Ok(Some(Self(file))),
             Err(Errno::WOULDBLOCK) => Ok(None),
@@ -129,7 +155,11 @@ pub fn run_logged(log_name: &str, command: &mut Command) -> Result<()> {
     let logs = root()?.join("logs");
     fs::create_dir_all(&logs).with_context(|| format!("create {}", logs.display()))?;
     let log_path = logs.join(format!("{log_name}.log"));
-    let log = File::options().create(true).append(true).open(&log_path).with_context(|| format!("open {}", log_path.display()))?;
+    let log = File::options()
+        .create(true)
+        .append(true)
+        .open(&log_path)
+        .with_context(|| format!("open {}", log_path.display()))?;
     let shown = format!("{command:?}");
     let status = command
         .stdin(Stdio::null())
@@ -144,7 +174,10 @@ pub fn run_logged(log_name: &str, command: &mut Command) -> Result<()> {
     let text = String::from_utf8_lossy(&text);
     let lines: Vec<&str> = text.lines().collect();
     let tail = lines[lines.len().saturating_sub(LOG_TAIL_LINES)..].join("\n");
-    bail!("{shown} ended with {status}; the end of {}:\n{tail}", log_path.display());
+    bail!(
+        "{shown} ended with {status}; the end of {}:\n{tail}",
+        log_path.display()
+    );
 }
 
 /// Bytes as hexadecimal digits.
@@ -157,7 +190,13 @@ mod tests {
     use super::*;
 
     fn key(ingredients: &[(&'static str, &[u8])]) -> String {
-        Part::new("part", ingredients.iter().map(|(what, bytes)| (*what, bytes.to_vec()))).key
+        Part::new(
+            "part",
+            ingredients
+                .iter()
+                .map(|(what, bytes)| (*what, bytes.to_vec())),
+        )
+        .key
     }
 
     #[test]

@@ -58,7 +58,8 @@ pub fn hierarchies() -> Result<Vec<Hierarchy>> {
 /// Every mounted hierarchy: where a group of ours may be, whatever made it.
 fn mounted() -> Result<Vec<Hierarchy>> {
     let mounts = fs::read_to_string("/proc/self/mounts").context("read the list of mounts")?;
-    let names = fs::read_to_string("/proc/cgroups").context("read the list of cgroup controllers")?;
+    let names =
+        fs::read_to_string("/proc/cgroups").context("read the list of cgroup controllers")?;
     Ok(parse(&mounts, &names))
 }
 
@@ -69,15 +70,24 @@ impl Hierarchy {
 }
 
 fn parse(mounts: &str, controllers: &str) -> Vec<Hierarchy> {
-    let known: BTreeSet<&str> = controllers.lines().filter(|l| !l.starts_with('#')).filter_map(|l| l.split_whitespace().next()).collect();
+    let known: BTreeSet<&str> = controllers
+        .lines()
+        .filter(|l| !l.starts_with('#'))
+        .filter_map(|l| l.split_whitespace().next())
+        .collect();
     let mut found: Vec<Hierarchy> = Vec::new();
     for line in mounts.lines() {
         let fields: Vec<&str> = line.split_whitespace().collect();
-        let [_, mount, kind, options, ..] = fields[..] else { continue };
+        let [_, mount, kind, options, ..] = fields[..] else {
+            continue;
+        };
         let mount = PathBuf::from(mount);
         let kind = match kind {
             "cgroup" => {
-                let wanted: Vec<&str> = options.split(',').filter(|o| known.contains(o) || o.starts_with("name=")).collect();
+                let wanted: Vec<&str> = options
+                    .split(',')
+                    .filter(|o| known.contains(o) || o.starts_with("name="))
+                    .collect();
                 Kind::V1(wanted.join(","))
             }
             "cgroup2" => Kind::V2,
@@ -100,7 +110,8 @@ pub fn create(lab: &str, unit: &str) -> Result<()> {
                 pass_controllers_on(&path)?;
             }
             path.push(name);
-            fs::create_dir_all(&path).with_context(|| format!("create cgroup {}", path.display()))?;
+            fs::create_dir_all(&path)
+                .with_context(|| format!("create cgroup {}", path.display()))?;
             inherit_cpuset(&path)?;
         }
     }
@@ -109,9 +120,14 @@ pub fn create(lab: &str, unit: &str) -> Result<()> {
 
 /// v2: children get only the controllers their parent hands on.
 fn pass_controllers_on(path: &Path) -> Result<()> {
-    let controllers = fs::read_to_string(path.join("cgroup.controllers")).with_context(|| format!("read the controllers of {}", path.display()))?;
-    let wanted: Vec<String> = controllers.split_whitespace().map(|name| format!("+{name}")).collect();
-    fs::write(path.join("cgroup.subtree_control"), wanted.join(" ")).with_context(|| format!("hand controllers on below {}", path.display()))
+    let controllers = fs::read_to_string(path.join("cgroup.controllers"))
+        .with_context(|| format!("read the controllers of {}", path.display()))?;
+    let wanted: Vec<String> = controllers
+        .split_whitespace()
+        .map(|name| format!("+{name}"))
+        .collect();
+    fs::write(path.join("cgroup.subtree_control"), wanted.join(" "))
+        .with_context(|| format!("hand controllers on below {}", path.display()))
 }
 
 /// v1: a new cpuset has no CPUs and takes no process until it is given some; its children shall inherit.
@@ -121,10 +137,13 @@ fn inherit_cpuset(path: &Path) -> Result<()> {
         if !path.join("cgroup.clone_children").exists() || !path.join(file).exists() {
             return Ok(());
         }
-        let value = fs::read_to_string(parent.join(file)).with_context(|| format!("read {file} of {}", parent.display()))?;
-        fs::write(path.join(file), value.trim()).with_context(|| format!("set {file} of {}", path.display()))?;
+        let value = fs::read_to_string(parent.join(file))
+            .with_context(|| format!("read {file} of {}", parent.display()))?;
+        fs::write(path.join(file), value.trim())
+            .with_context(|| format!("set {file} of {}", path.display()))?;
     }
-    fs::write(path.join("cgroup.clone_children"), "1").with_context(|| format!("make children of {} inherit", path.display()))
+    fs::write(path.join("cgroup.clone_children"), "1")
+        .with_context(|| format!("make children of {} inherit", path.display()))
 }
 
 /// The `cgroup.procs` files a process writes itself into to be in group `lab/unit`.
@@ -132,19 +151,27 @@ pub fn entrances(lab: &str, unit: &str) -> Result<Vec<PathBuf>> {
     let entrance = |hierarchy: Hierarchy| {
         let group = hierarchy.mount.join(lab).join(unit);
         let leaf = group.join(V2_LEAF);
-        if hierarchy.kind == Kind::V2 && leaf.is_dir() { leaf.join("cgroup.procs") } else { group.join("cgroup.procs") }
+        if hierarchy.kind == Kind::V2 && leaf.is_dir() {
+            leaf.join("cgroup.procs")
+        } else {
+            group.join("cgroup.procs")
+        }
     };
     Ok(hierarchies()?.into_iter().map(entrance).collect())
 }
 
 /// v2: moves what runs in the group into a child, so that the node's kubelet may make groups beside it.
 pub fn open_for_children(lab: &str, unit: &str) -> Result<()> {
-    for hierarchy in hierarchies()?.iter().filter(|hierarchy| hierarchy.kind == Kind::V2) {
+    for hierarchy in hierarchies()?
+        .iter()
+        .filter(|hierarchy| hierarchy.kind == Kind::V2)
+    {
         let group = hierarchy.mount.join(lab).join(unit);
         let leaf = group.join(V2_LEAF);
         fs::create_dir_all(&leaf).with_context(|| format!("create cgroup {}", leaf.display()))?;
         for pid in members(&group) {
-            fs::write(leaf.join("cgroup.procs"), pid.to_string()).with_context(|| format!("move process {pid} to {}", leaf.display()))?;
+            fs::write(leaf.join("cgroup.procs"), pid.to_string())
+                .with_context(|| format!("move process {pid} to {}", leaf.display()))?;
         }
         pass_controllers_on(&group)?;
     }
@@ -153,7 +180,11 @@ pub fn open_for_children(lab: &str, unit: &str) -> Result<()> {
 
 /// Ends every process of the group and below, frozen or not, and removes the groups. Repeating this does nothing.
 pub fn remove(lab: &str) -> Result<()> {
-    let tops: Vec<PathBuf> = mounted()?.into_iter().map(|hierarchy| hierarchy.mount.join(lab)).filter(|path| path.is_dir()).collect();
+    let tops: Vec<PathBuf> = mounted()?
+        .into_iter()
+        .map(|hierarchy| hierarchy.mount.join(lab))
+        .filter(|path| path.is_dir())
+        .collect();
     let give_up = Instant::now() + EMPTY_WITHIN;
     loop {
         let groups: Vec<PathBuf> = tops.iter().flat_map(|top| below(top)).collect();
@@ -164,12 +195,19 @@ pub fn remove(lab: &str) -> Result<()> {
             let _ = kill_process(pid, Signal::KILL);
         }
         groups.iter().for_each(|group| thaw(group));
-        let left: Vec<&PathBuf> = groups.iter().rev().filter(|group| fs::remove_dir(group).is_err() && group.exists()).collect();
+        let left: Vec<&PathBuf> = groups
+            .iter()
+            .rev()
+            .filter(|group| fs::remove_dir(group).is_err() && group.exists())
+            .collect();
         if left.is_empty() {
             return Ok(());
         }
         if Instant::now() > give_up {
-            bail!("cgroups {left:?} are not empty {} s after their processes {alive:?} were killed", EMPTY_WITHIN.as_secs());
+            bail!(
+                "cgroups {left:?} are not empty {} s after their processes {alive:?} were killed",
+                EMPTY_WITHIN.as_secs()
+            );
         }
         thread::sleep(LOOK_AGAIN);
     }
@@ -177,8 +215,13 @@ pub fn remove(lab: &str) -> Result<()> {
 
 /// Every process of the lab, in any of its groups.
 pub fn processes(lab: &str) -> Result<BTreeSet<i32>> {
-    let tops = mounted()?.into_iter().map(|hierarchy| hierarchy.mount.join(lab));
-    Ok(tops.flat_map(|top| below(&top)).flat_map(|group| members(&group)).collect())
+    let tops = mounted()?
+        .into_iter()
+        .map(|hierarchy| hierarchy.mount.join(lab));
+    Ok(tops
+        .flat_map(|top| below(&top))
+        .flat_map(|group| members(&group))
+        .collect())
 }
 
 fn members(group: &Path) -> Vec<i32> {
@@ -201,7 +244,11 @@ fn below(group: &Path) -> Vec<PathBuf> {
         return Vec::new();
     }
     let mut found = vec![group.to_path_buf()];
-    let children = fs::read_dir(group).into_iter().flatten().flatten().filter(|entry| entry.path().is_dir());
+    let children = fs::read_dir(group)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter(|entry| entry.path().is_dir());
     found.extend(children.flat_map(|child| below(&child.path())));
     found
 }
@@ -222,6 +269,13 @@ mod tests {
         let found = parse(mounts, CONTROLLERS);
         assert!(found[0].has_v1_controllers() && !found[1].has_v1_controllers());
         let kinds: Vec<Kind> = found.into_iter().map(|hierarchy| hierarchy.kind).collect();
-        assert_eq!(kinds, [Kind::V1("cpu,cpuacct".into()), Kind::V1("name=systemd".into()), Kind::V2]);
+        assert_eq!(
+            kinds,
+            [
+                Kind::V1("cpu,cpuacct".into()),
+                Kind::V1("name=systemd".into()),
+                Kind::V2
+            ]
+        );
     }
 }

@@ -22,7 +22,10 @@ pub struct Cluster {
 impl Cluster {
     /// The cluster of a lab that is up or coming up.
     pub fn of(lab: &Lab) -> Result<Self> {
-        Ok(Self { kubectl: kube_program(lab, "kubectl")?, kubeconfig: Pki::of(&lab.folder()?).kubeconfig("admin") })
+        Ok(Self {
+            kubectl: kube_program(lab, "kubectl")?,
+            kubeconfig: Pki::of(&lab.folder()?).kubeconfig("admin"),
+        })
     }
 
     /// A kubectl command, ready for arguments.
@@ -45,14 +48,20 @@ impl Cluster {
     /// Runs kubectl and gives the JSON it printed.
     pub fn json(&self, args: &[&str]) -> Result<Value> {
         let text = self.run(&[args, &["-o", "json"]].concat())?;
-        serde_json::from_str(&text).with_context(|| format!("understand what kubectl {} printed", args.join(" ")))
+        serde_json::from_str(&text)
+            .with_context(|| format!("understand what kubectl {} printed", args.join(" ")))
     }
 
     /// Makes or changes objects.
     pub fn apply(&self, object: &Value) -> Result<()> {
         let mut command = self.kubectl();
         command.args(["apply", "--filename", "-"]);
-        process::succeed_with_input(&mut command, process::Input::Bytes(object.to_string().into_bytes()), CALL_WITHIN).context("apply an object")?;
+        process::succeed_with_input(
+            &mut command,
+            process::Input::Bytes(object.to_string().into_bytes()),
+            CALL_WITHIN,
+        )
+        .context("apply an object")?;
         Ok(())
     }
 
@@ -70,10 +79,18 @@ impl Cluster {
 fn ready_in(nodes: &Value) -> Vec<String> {
     let items = nodes["items"].as_array().into_iter().flatten();
     let is_ready = |node: &&Value| {
-        let conditions = node["status"]["conditions"].as_array().into_iter().flatten();
-        conditions.into_iter().any(|condition| condition["type"] == "Ready" && condition["status"] == "True")
+        let conditions = node["status"]["conditions"]
+            .as_array()
+            .into_iter()
+            .flatten();
+        conditions
+            .into_iter()
+            .any(|condition| condition["type"] == "Ready" && condition["status"] == "True")
     };
-    items.filter(is_ready).filter_map(|node| node["metadata"]["name"].as_str().map(str::to_owned)).collect()
+    items
+        .filter(is_ready)
+        .filter_map(|node| node["metadata"]["name"].as_str().map(str::to_owned))
+        .collect()
 }
 
 #[cfg(test)]

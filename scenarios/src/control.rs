@@ -36,11 +36,20 @@ pub fn start_api(lab: &mut Lab) -> Result<()> {
         format!("--tls-cert-file={}", file("apiserver.crt")),
         format!("--tls-private-key-file={}", file("apiserver.key")),
         format!("--client-ca-file={}", file("ca.crt")),
-        format!("--kubelet-client-certificate={}", file("kubelet-client.crt")),
+        format!(
+            "--kubelet-client-certificate={}",
+            file("kubelet-client.crt")
+        ),
         format!("--kubelet-client-key={}", file("kubelet-client.key")),
         "--kubelet-preferred-address-types=InternalIP".into(),
-        format!("--service-account-key-file={}", file("service-accounts.pub")),
-        format!("--service-account-signing-key-file={}", file("service-accounts.key")),
+        format!(
+            "--service-account-key-file={}",
+            file("service-accounts.pub")
+        ),
+        format!(
+            "--service-account-signing-key-file={}",
+            file("service-accounts.key")
+        ),
         "--service-account-issuer=https://kubernetes.default.svc".into(),
         format!("--service-cluster-ip-range={SERVICE_RANGE}"),
         format!("--token-auth-file={}", file("tokens.csv")),
@@ -61,16 +70,34 @@ pub fn start_api(lab: &mut Lab) -> Result<()> {
 }
 
 fn start_etcd(lab: &mut Lab) -> Result<()> {
-    let base = lab.base.clone().context("the node root filesystem is not there yet")?;
+    let base = lab
+        .base
+        .clone()
+        .context("the node root filesystem is not there yet")?;
     let port = lab.site.etcd_port();
-    let (client, peer) = (format!("http://127.0.0.1:{port}"), format!("http://127.0.0.1:{}", port + 1));
+    let (client, peer) = (
+        format!("http://127.0.0.1:{port}"),
+        format!("http://127.0.0.1:{}", port + 1),
+    );
     let mut command = process::in_group(lab, UNIT)?;
     command
         .args(parts::program(&base, "usr/bin/etcd")?)
         .arg("--data-dir")
         .arg(lab.folder()?.join("etcd"))
-        .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
-        .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer, "--initial-cluster", &format!("default={peer}")])
+        .args([
+            "--listen-client-urls",
+            &client,
+            "--advertise-client-urls",
+            &client,
+        ])
+        .args([
+            "--listen-peer-urls",
+            &peer,
+            "--initial-advertise-peer-urls",
+            &peer,
+            "--initial-cluster",
+            &format!("default={peer}"),
+        ])
         .args(["--unsafe-no-fsync", "--log-level", "warn"]);
     process::start(lab, "etcd", &command)?;
     wait_listening(lab, "etcd", SocketAddr::from((Ipv4Addr::LOCALHOST, port)))
@@ -82,15 +109,28 @@ pub fn start_controllers(lab: &mut Lab) -> Result<()> {
     let file = |name: &str| pki.file(name).display().to_string();
     let clients = |component: &str| {
         let config = pki.kubeconfig(component).display().to_string();
-        let flags = ["kubeconfig", "authentication-kubeconfig", "authorization-kubeconfig"];
-        let mut arguments: Vec<String> = flags.iter().map(|flag| format!("--{flag}={config}")).collect();
+        let flags = [
+            "kubeconfig",
+            "authentication-kubeconfig",
+            "authorization-kubeconfig",
+        ];
+        let mut arguments: Vec<String> = flags
+            .iter()
+            .map(|flag| format!("--{flag}={config}"))
+            .collect();
         // One of each: none has to win an election. Served on the bridge address, which every lab has for itself.
-        arguments.extend(["--leader-elect=false".into(), format!("--bind-address={}", lab.site.gateway())]);
+        arguments.extend([
+            "--leader-elect=false".into(),
+            format!("--bind-address={}", lab.site.gateway()),
+        ]);
         arguments
     };
     let mut controllers = clients("controllers");
     controllers.extend([
-        format!("--service-account-private-key-file={}", file("service-accounts.key")),
+        format!(
+            "--service-account-private-key-file={}",
+            file("service-accounts.key")
+        ),
         format!("--root-ca-file={}", file("ca.crt")),
         format!("--cluster-signing-cert-file={}", file("ca.crt")),
         format!("--cluster-signing-key-file={}", file("ca.key")),
@@ -103,7 +143,10 @@ pub fn start_controllers(lab: &mut Lab) -> Result<()> {
 
 /// Starts the registry for ordinary images.
 pub fn start_registry(lab: &mut Lab) -> Result<()> {
-    let base = lab.base.clone().context("the node root filesystem is not there yet")?;
+    let base = lab
+        .base
+        .clone()
+        .context("the node root filesystem is not there yet")?;
     let folder = lab.folder()?.join("registry");
     fs::create_dir_all(folder.join("data")).context("create the registry's folder")?;
     let address = SocketAddr::from((lab.site.gateway(), REGISTRY_PORT));
@@ -113,22 +156,35 @@ pub fn start_registry(lab: &mut Lab) -> Result<()> {
         "http": {"addr": address.to_string()},
     });
     let config_file = folder.join("config.json");
-    fs::write(&config_file, config.to_string()).with_context(|| format!("write {}", config_file.display()))?;
+    fs::write(&config_file, config.to_string())
+        .with_context(|| format!("write {}", config_file.display()))?;
     let mut command = process::in_group(lab, UNIT)?;
-    command.args(parts::program(&base, "usr/bin/docker-registry")?).arg("serve").arg(&config_file);
+    command
+        .args(parts::program(&base, "usr/bin/docker-registry")?)
+        .arg("serve")
+        .arg(&config_file);
     process::start(lab, "registry", &command)?;
     process::wait_for("the registry to answer", LISTENING_WITHIN, || {
         process::check_alive(lab, "registry")?;
-        Ok(http::get(address, "/v2/", Duration::from_secs(1)).ok().filter(|answer| answer.status == 200).map(drop))
+        Ok(http::get(address, "/v2/", Duration::from_secs(1))
+            .ok()
+            .filter(|answer| answer.status == 200)
+            .map(drop))
     })
 }
 
 /// Waits until a component accepts connections.
 pub fn wait_listening(lab: &Lab, component: &str, address: SocketAddr) -> Result<()> {
-    process::wait_for(&format!("{component} to listen on {address}"), LISTENING_WITHIN, || {
-        process::check_alive(lab, component)?;
-        Ok(TcpStream::connect_timeout(&address, Duration::from_secs(1)).ok().map(drop))
-    })
+    process::wait_for(
+        &format!("{component} to listen on {address}"),
+        LISTENING_WITHIN,
+        || {
+            process::check_alive(lab, component)?;
+            Ok(TcpStream::connect_timeout(&address, Duration::from_secs(1))
+                .ok()
+                .map(drop))
+        },
+    )
 }
 
 fn start_kube(lab: &mut Lab, component: &str, program: &str, arguments: &[String]) -> Result<()> {
@@ -141,6 +197,9 @@ fn start_kube(lab: &mut Lab, component: &str, program: &str, arguments: &[String
 
 /// One of the Kubernetes programs this lab runs on.
 pub fn kube_program(lab: &Lab, program: &str) -> Result<PathBuf> {
-    let kube: &Path = lab.kube.as_deref().context("the Kubernetes programs are not there yet")?;
+    let kube: &Path = lab
+        .kube
+        .as_deref()
+        .context("the Kubernetes programs are not there yet")?;
     Ok(kube.join(program))
 }

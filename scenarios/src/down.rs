@@ -16,7 +16,11 @@ use std::fs;
 /// Takes down everything of the lab called `name`. Repeating this does nothing.
 pub fn down(name: &str) -> Result<()> {
     let (folder, lab) = (Lab::folder_of(name)?, Lab::load(name)?);
-    let _alone = match folder.exists().then(|| Lock::try_take(&folder)).transpose()? {
+    let _alone = match folder
+        .exists()
+        .then(|| Lock::try_take(&folder))
+        .transpose()?
+    {
         Some(None) => bail!("another command is at work on lab {name}; end it first"),
         Some(Some(lock)) => Some(lock),
         None => None,
@@ -37,7 +41,11 @@ pub fn down(name: &str) -> Result<()> {
         if path.ends_with("state.json") {
             continue;
         }
-        let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+        let removed = if path.is_dir() {
+            fs::remove_dir_all(&path)
+        } else {
+            fs::remove_file(&path)
+        };
         removed.with_context(|| format!("remove {}", path.display()))?;
     }
     fs::remove_dir_all(&folder).with_context(|| format!("remove {}", folder.display()))

@@ -21,7 +21,10 @@ pub struct Answer {
 impl Answer {
     /// A header's value.
     pub fn header(&self, name: &str) -> Option<&str> {
-        self.headers.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
+        self.headers
+            .iter()
+            .find(|(known, _)| known == name)
+            .map(|(_, value)| value.as_str())
     }
 
     /// The body as text.
@@ -37,24 +40,44 @@ pub fn get(address: SocketAddr, path: &str, limit: Duration) -> Result<Answer> {
 
 /// Sends a request with a body of known size. `limit` is for connecting and for each read and write, so an endpoint
 /// that answers nothing is noticed after it.
-pub fn request(address: SocketAddr, method: &str, path: &str, headers: &[(&str, &str)], body: (u64, impl Read), limit: Duration) -> Result<Answer> {
+pub fn request(
+    address: SocketAddr,
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: (u64, impl Read),
+    limit: Duration,
+) -> Result<Answer> {
     let described = || format!("{method} http://{address}{path}");
     let mut stream = TcpStream::connect_timeout(&address, limit).with_context(described)?;
-    stream.set_read_timeout(Some(limit)).and_then(|()| stream.set_write_timeout(Some(limit))).with_context(described)?;
+    stream
+        .set_read_timeout(Some(limit))
+        .and_then(|()| stream.set_write_timeout(Some(limit)))
+        .with_context(described)?;
     let (size, mut content) = body;
-    let mut head = format!("{method} {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\nContent-Length: {size}\r\n");
+    let mut head = format!(
+        "{method} {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\nContent-Length: {size}\r\n"
+    );
     for (name, value) in headers {
         head += &format!("{name}: {value}\r\n");
     }
-    stream.write_all(format!("{head}\r\n").as_bytes()).with_context(described)?;
+    stream
+        .write_all(format!("{head}\r\n").as_bytes())
+        .with_context(described)?;
     io::copy(&mut content, &mut stream).with_context(described)?;
     read_answer(BufReader::new(stream), method == "HEAD").with_context(described)
 }
 
 fn read_answer(mut stream: impl BufRead, head_only: bool) -> Result<Answer> {
     let mut line = String::new();
-    stream.read_line(&mut line).context("read the status line")?;
-    let status = line.split_whitespace().nth(1).and_then(|code| code.parse().ok()).with_context(|| format!("understand the status line {line:?}"))?;
+    stream
+        .read_line(&mut line)
+        .context("read the status line")?;
+    let status = line
+        .split_whitespace()
+        .nth(1)
+        .and_then(|code| code.parse().ok())
+        .with_context(|| format!("understand the status line {line:?}"))?;
     let mut headers = Vec::new();
     loop {
         let mut line = String::new();
@@ -62,22 +85,39 @@ fn read_answer(mut stream: impl BufRead, head_only: bool) -> Result<Answer> {
         if line == "\r\n" {
             break;
         }
-        let Some((name, value)) = line.strip_suffix("\r\n").and_then(|header| header.split_once(':')) else {
+        let Some((name, value)) = line
+            .strip_suffix("\r\n")
+            .and_then(|header| header.split_once(':'))
+        else {
             bail!("the answer was cut off, or is none, at the header {line:?}");
         };
         headers.push((name.to_ascii_lowercase(), value.trim().to_owned()));
     }
-    let mut answer = Answer { status, headers, body: Vec::new() };
+    let mut answer = Answer {
+        status,
+        headers,
+        body: Vec::new(),
+    };
     if head_only {
         return Ok(answer);
     }
-    if answer.header("transfer-encoding").is_some_and(|coding| coding.eq_ignore_ascii_case("chunked")) {
+    if answer
+        .header("transfer-encoding")
+        .is_some_and(|coding| coding.eq_ignore_ascii_case("chunked"))
+    {
         answer.body = read_chunks(stream)?;
-    } else if let Some(size) = answer.header("content-length").and_then(|size| size.parse::<usize>().ok()) {
+    } else if let Some(size) = answer
+        .header("content-length")
+        .and_then(|size| size.parse::<usize>().ok())
+    {
         answer.body = vec![0; size];
-        stream.read_exact(&mut answer.body).context("read the body")?;
+        stream
+            .read_exact(&mut answer.body)
+            .context("read the body")?;
     } else {
-        stream.read_to_end(&mut answer.body).context("read the body")?;
+        stream
+            .read_to_end(&mut answer.body)
+            .context("read the body")?;
     }
     Ok(answer)
 }
@@ -88,11 +128,16 @@ fn read_chunks(mut stream: impl BufRead) -> Result<Vec<u8>> {
         let mut line = String::new();
         stream.read_line(&mut line).context("read a chunk's size")?;
         let digits = line.split(';').next().unwrap_or_default().trim();
-        let size = usize::from_str_radix(digits, 16).with_context(|| format!("understand the chunk size {line:?}"))?;
+        let size = usize::from_str_radix(digits, 16)
+            .with_context(|| format!("understand the chunk size {line:?}"))?;
         let start = body.len();
         body.resize(start + size, 0);
-        stream.read_exact(&mut body[start..]).context("read a chunk")?;
-        stream.read_line(&mut String::new()).context("read a chunk's end")?;
+        stream
+            .read_exact(&mut body[start..])
+            .context("read a chunk")?;
+        stream
+            .read_line(&mut String::new())
+            .context("read a chunk's end")?;
         if size == 0 {
             return Ok(body);
         }
@@ -131,9 +176,16 @@ mod tests {
     fn an_endpoint_that_says_nothing_is_given_up_after_the_limit() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        let silent = thread::spawn(move || listener.accept().map(|accepted| (accepted, thread::sleep(Duration::from_millis(600)))));
+        let silent = thread::spawn(move || {
+            listener
+                .accept()
+                .map(|accepted| (accepted, thread::sleep(Duration::from_millis(600))))
+        });
         let error = get(address, "/", Duration::from_millis(100)).unwrap_err();
-        assert!(error.to_string().contains("GET http://127.0.0.1"), "{error}");
+        assert!(
+            error.to_string().contains("GET http://127.0.0.1"),
+            "{error}"
+        );
         silent.join().unwrap().unwrap();
     }
 }

@@ -15,18 +15,28 @@ const FROM_DEBIAN: &[(&str, &str)] = &[
     ("nsenter", "util-linux"),
     ("openssl", "openssl"),
     ("mmdebstrap", "mmdebstrap"),
-    ("/usr/share/keyrings/debian-archive-keyring.gpg", "debian-archive-keyring"),
+    (
+        "/usr/share/keyrings/debian-archive-keyring.gpg",
+        "debian-archive-keyring",
+    ),
     ("cc", "gcc"),
     ("strip", "binutils"),
     ("/usr/include/stdlib.h", "libc6-dev"),
 ];
 /// Programs only a person can bring, and how.
-const FROM_A_PERSON: &[(&str, &str)] =
-    &[("go", "install Go 1.26 or newer from the Go project"), ("cargo", "install Rust with rustup"), ("rustc", "install Rust with rustup")];
+const FROM_A_PERSON: &[(&str, &str)] = &[
+    ("go", "install Go 1.26 or newer from the Go project"),
+    ("cargo", "install Rust with rustup"),
+    ("rustc", "install Rust with rustup"),
+];
 
 /// Installs the Debian packages that are missing; does nothing when there are none.
 pub fn install_missing() -> Result<()> {
-    let mut missing: Vec<&str> = FROM_DEBIAN.iter().filter(|(what, _)| find(what).is_none()).map(|(_, package)| *package).collect();
+    let mut missing: Vec<&str> = FROM_DEBIAN
+        .iter()
+        .filter(|(what, _)| find(what).is_none())
+        .map(|(_, package)| *package)
+        .collect();
     missing.dedup();
     if missing.is_empty() {
         return Ok(());
@@ -37,7 +47,12 @@ pub fn install_missing() -> Result<()> {
         run_logged("apt", &mut command)
     };
     apt(&["update"]).context("refresh the list of Debian packages")?;
-    apt(&[&["install", "--yes", "--no-install-recommends"], &missing[..]].concat()).with_context(|| format!("install {}", missing.join(", ")))
+    apt(&[
+        &["install", "--yes", "--no-install-recommends"],
+        &missing[..],
+    ]
+    .concat())
+    .with_context(|| format!("install {}", missing.join(", ")))
 }
 
 /// Fails, with all reasons, when a lab cannot run here.
@@ -46,9 +61,17 @@ pub fn check(root_needed: bool) -> Result<()> {
     if root_needed && !rustix::process::geteuid().is_root() {
         reasons.push("a lab needs root: namespaces, mounts and cgroups; run it with sudo or in a virtual machine".into());
     }
-    reasons.extend(FROM_A_PERSON.iter().filter(|(what, _)| find(what).is_none()).map(|(what, how)| format!("{what} is missing: {how}")));
+    reasons.extend(
+        FROM_A_PERSON
+            .iter()
+            .filter(|(what, _)| find(what).is_none())
+            .map(|(what, how)| format!("{what} is missing: {how}")),
+    );
     if find("apt-get").is_none() {
-        reasons.push("apt-get is missing: the lab builds its nodes from Debian packages and runs on Debian".into());
+        reasons.push(
+            "apt-get is missing: the lab builds its nodes from Debian packages and runs on Debian"
+                .into(),
+        );
     }
     if !reasons.is_empty() {
         bail!("this machine cannot run a lab:\n  {}", reasons.join("\n  "));
@@ -74,7 +97,11 @@ pub fn doctor() -> bool {
             }
         }
     }
-    for (what, state) in [("root", check(true).map(|()| "yes".to_owned())), ("cgroups", cgroup_kind()), ("memory", memory())] {
+    for (what, state) in [
+        ("root", check(true).map(|()| "yes".to_owned())),
+        ("cgroups", cgroup_kind()),
+        ("memory", memory()),
+    ] {
         match state {
             Ok(text) => println!("ok       {what}: {text}"),
             Err(error) => {
@@ -88,15 +115,27 @@ pub fn doctor() -> bool {
 
 fn cgroup_kind() -> Result<String> {
     let found = cgroup::hierarchies()?;
-    let v2 = found.iter().any(|hierarchy| hierarchy.kind == cgroup::Kind::V2);
-    Ok(if v2 { "v2 (the lab is tried on v1 more often)".into() } else { format!("v1, {} hierarchies", found.len()) })
+    let v2 = found
+        .iter()
+        .any(|hierarchy| hierarchy.kind == cgroup::Kind::V2);
+    Ok(if v2 {
+        "v2 (the lab is tried on v1 more often)".into()
+    } else {
+        format!("v1, {} hierarchies", found.len())
+    })
 }
 
 /// A lab of two nodes takes about 2 GiB, its first build (Kubernetes, linked by go) 4.
 fn memory() -> Result<String> {
     const NEEDED_MIB: u64 = 4 * 1024;
     let text = std::fs::read_to_string("/proc/meminfo").context("read the machine's memory")?;
-    let kib = text.lines().find_map(|line| line.strip_prefix("MemAvailable:")?.split_whitespace().next()?.parse::<u64>().ok());
+    let kib = text.lines().find_map(|line| {
+        line.strip_prefix("MemAvailable:")?
+            .split_whitespace()
+            .next()?
+            .parse::<u64>()
+            .ok()
+    });
     let mib = kib.context("find the available memory in /proc/meminfo")? / 1024;
     if mib < NEEDED_MIB {
         bail!("{mib} MiB available; a lab wants {NEEDED_MIB}");
@@ -121,7 +160,9 @@ fn find(what: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
     // Administrators' programs are not on everybody's PATH, but the lab runs as root and will find them.
     let folders = std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]);
-    folders.map(|folder| folder.join(what)).find(|file| file.is_file())
+    folders
+        .map(|folder| folder.join(what))
+        .find(|file| file.is_file())
 }
 
 #[cfg(test)]

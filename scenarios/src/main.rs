@@ -48,7 +48,11 @@ use std::time::Instant;
 use steps::Steps;
 
 #[derive(Parser)]
-#[command(name = "lab", about = "A real Kubernetes on one machine, for Longshore", disable_help_subcommand = true)]
+#[command(
+    name = "lab",
+    about = "A real Kubernetes on one machine, for Longshore",
+    disable_help_subcommand = true
+)]
 struct Arguments {
     /// Which lab, when there are several side by side.
     #[arg(long, global = true, default_value = "lab", value_parser = lab_name)]
@@ -122,13 +126,22 @@ fn run(name: &str, command: Verb) -> Result<ExitCode> {
         Verb::Down => stop(name)?,
         Verb::Status => status::print(name)?,
         Verb::Kubectl { arguments } => {
-            let error = cluster::Cluster::of(&Lab::expect(name)?)?.kubectl().args(arguments).exec();
+            let error = cluster::Cluster::of(&Lab::expect(name)?)?
+                .kubectl()
+                .args(arguments)
+                .exec();
             return Err(error).context("run kubectl");
         }
         Verb::Shell { node, command } => enter(name, &node, &command)?,
         Verb::Logs { component } => show_logs(name, &component)?,
         Verb::Deploy => deploy::deploy(&Lab::expect(name)?, &Steps::start())?,
-        Verb::Doctor => return Ok(if machine::doctor() { ExitCode::SUCCESS } else { ExitCode::FAILURE }),
+        Verb::Doctor => {
+            return Ok(if machine::doctor() {
+                ExitCode::SUCCESS
+            } else {
+                ExitCode::FAILURE
+            });
+        }
         Verb::NodeInit { world } => node::init::run(&world)?,
     }
     Ok(ExitCode::SUCCESS)
@@ -139,8 +152,17 @@ fn start(name: &str, nodes: u8) -> Result<()> {
     let steps = Steps::start();
     let lab = up::up(name, nodes, &steps)?;
     drop(steps);
-    let option = if name == "lab" { String::new() } else { format!(" --name {name}") };
-    println!("lab {} is up with {} Ready nodes ({:.1} s). Look around: cargo lab{option} kubectl get pods -A", lab.site.name, lab.site.nodes, began.elapsed().as_secs_f32());
+    let option = if name == "lab" {
+        String::new()
+    } else {
+        format!(" --name {name}")
+    };
+    println!(
+        "lab {} is up with {} Ready nodes ({:.1} s). Look around: cargo lab{option} kubectl get pods -A",
+        lab.site.name,
+        lab.site.nodes,
+        began.elapsed().as_secs_f32()
+    );
     Ok(())
 }
 
@@ -151,26 +173,52 @@ fn stop(name: &str) -> Result<()> {
     }
     let began = Instant::now();
     down::down(name)?;
-    println!("lab {name} is down ({:.1} s)", began.elapsed().as_secs_f32());
+    println!(
+        "lab {name} is down ({:.1} s)",
+        began.elapsed().as_secs_f32()
+    );
     Ok(())
 }
 
 fn enter(name: &str, node: &str, command: &[String]) -> Result<()> {
     let lab = Lab::expect(name)?;
-    let Some(n) = lab.site.node_numbers().find(|n| Site::node_name(*n) == node) else {
-        bail!("lab {name} has nodes {}, and no {node}", lab.site.node_numbers().map(Site::node_name).collect::<Vec<_>>().join(", "));
+    let Some(n) = lab
+        .site
+        .node_numbers()
+        .find(|n| Site::node_name(*n) == node)
+    else {
+        bail!(
+            "lab {name} has nodes {}, and no {node}",
+            lab.site
+                .node_numbers()
+                .map(Site::node_name)
+                .collect::<Vec<_>>()
+                .join(", ")
+        );
     };
     let mut inside = node::inside(&lab, n)?;
-    if command.is_empty() { inside.arg("bash") } else { inside.args(command) };
+    if command.is_empty() {
+        inside.arg("bash")
+    } else {
+        inside.args(command)
+    };
     Err(inside.exec()).context("enter the node")
 }
 
 fn show_logs(name: &str, component: &str) -> Result<()> {
     let lab = Lab::expect(name)?;
-    let fits = |known: &&String| *known == component || known.strip_suffix(component).is_some_and(|node| node.ends_with('/'));
+    let fits = |known: &&String| {
+        *known == component
+            || known
+                .strip_suffix(component)
+                .is_some_and(|node| node.ends_with('/'))
+    };
     let found: Vec<&String> = lab.processes.keys().filter(fits).collect();
     if found.is_empty() {
-        bail!("lab {name} has no component {component}; it has {}", lab.processes.keys().cloned().collect::<Vec<_>>().join(", "));
+        bail!(
+            "lab {name} has no component {component}; it has {}",
+            lab.processes.keys().cloned().collect::<Vec<_>>().join(", ")
+        );
     }
     for known in &found {
         if found.len() > 1 {

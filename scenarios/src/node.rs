@@ -33,8 +33,12 @@ const CONTAINERD_WITHIN: Duration = Duration::from_secs(30);
 const IMPORT_WITHIN: Duration = Duration::from_secs(120);
 
 /// Folders that must not lie on the overlay, and where the node sees them.
-const KEPT: &[(&str, &str)] =
-    &[("containerd", "/var/lib/containerd"), ("kubelet", "/var/lib/kubelet"), ("longshore", "/var/lib/longshore"), ("log", "/var/log")];
+const KEPT: &[(&str, &str)] = &[
+    ("containerd", "/var/lib/containerd"),
+    ("kubelet", "/var/lib/kubelet"),
+    ("longshore", "/var/lib/longshore"),
+    ("log", "/var/log"),
+];
 
 /// Programs of a node, besides its first process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,40 +104,97 @@ pub fn path_from_host(lab: &Lab, n: u8, path: &str) -> Result<PathBuf> {
 /// The number, on the host, of node `n`'s first process.
 pub fn first_process(lab: &Lab, n: u8) -> Result<u32> {
     let name = Site::node_name(n);
-    let process = lab.processes.get(&name).with_context(|| format!("{name} has not been started"))?;
+    let process = lab
+        .processes
+        .get(&name)
+        .with_context(|| format!("{name} has not been started"))?;
     Ok(process.pid)
 }
 
 /// Makes node `n`'s world and connects it; its programs are started by [`start`].
 pub fn create(lab: &mut Lab, n: u8) -> Result<()> {
     let (name, folder) = (Site::node_name(n), folder(lab, n)?);
-    for part in ["upper", "work", "root"].into_iter().chain(KEPT.iter().map(|(kept, _)| *kept)) {
-        fs::create_dir_all(folder.join(part)).with_context(|| format!("create {part} of {name}"))?;
+    for part in ["upper", "work", "root"]
+        .into_iter()
+        .chain(KEPT.iter().map(|(kept, _)| *kept))
+    {
+        fs::create_dir_all(folder.join(part))
+            .with_context(|| format!("create {part} of {name}"))?;
     }
     config::write(lab, n, &folder.join("upper"))?;
-    let kube = lab.kube.clone().context("the Kubernetes programs are not there yet")?.join("kube");
-    let mut binds: Vec<(PathBuf, PathBuf)> = KEPT.iter().map(|(kept, seen)| (folder.join(kept), (*seen).into())).collect();
-    binds.extend(["kubelet", "kube-proxy"].map(|program| (kube.clone(), Path::new("/usr/local/bin").join(program))));
-    let base = lab.base.clone().context("the node root filesystem is not there yet")?;
-    let world = World { name: name.clone(), base, folder: folder.clone(), binds, hierarchies: cgroup::hierarchies()? };
+    let kube = lab
+        .kube
+        .clone()
+        .context("the Kubernetes programs are not there yet")?
+        .join("kube");
+    let mut binds: Vec<(PathBuf, PathBuf)> = KEPT
+        .iter()
+        .map(|(kept, seen)| (folder.join(kept), (*seen).into()))
+        .collect();
+    binds.extend(
+        ["kubelet", "kube-proxy"]
+            .map(|program| (kube.clone(), Path::new("/usr/local/bin").join(program))),
+    );
+    let base = lab
+        .base
+        .clone()
+        .context("the node root filesystem is not there yet")?;
+    let world = World {
+        name: name.clone(),
+        base,
+        folder: folder.clone(),
+        binds,
+        hierarchies: cgroup::hierarchies()?,
+    };
     let world_file = folder.join("world.json");
-    fs::write(&world_file, serde_json::to_vec_pretty(&world).context("write a node's world as JSON")?).with_context(|| format!("write {}", world_file.display()))?;
+    fs::write(
+        &world_file,
+        serde_json::to_vec_pretty(&world).context("write a node's world as JSON")?,
+    )
+    .with_context(|| format!("write {}", world_file.display()))?;
 
     cgroup::create(&lab.site.cgroup(), &name)?;
     let mut command = process::in_group(lab, &name)?;
-    command.args(["unshare", "--mount", "--uts", "--ipc", "--pid", "--net", "--cgroup", "--fork", "--kill-child"]);
-    command.arg(std::env::current_exe().context("find the lab's own program")?).arg("node-init").arg(&world_file);
+    command.args([
+        "unshare",
+        "--mount",
+        "--uts",
+        "--ipc",
+        "--pid",
+        "--net",
+        "--cgroup",
+        "--fork",
+        "--kill-child",
+    ]);
+    command
+        .arg(std::env::current_exe().context("find the lab's own program")?)
+        .arg("node-init")
+        .arg(&world_file);
     let parent = process::start(lab, &format!("{name}/parent"), &command)?.id();
-    let pid = process::wait_for(&format!("the first process of {name}"), BUILT_WITHIN, || {
-        process::check_alive(lab, &format!("{name}/parent"))?;
-        let children = fs::read_to_string(format!("/proc/{parent}/task/{parent}/children")).unwrap_or_default();
-        Ok(children.split_whitespace().next().and_then(|pid| pid.parse().ok()))
-    })?;
-    lab.processes.insert(name.clone(), crate::state::ProcessId::of(pid)?);
+    let pid = process::wait_for(
+        &format!("the first process of {name}"),
+        BUILT_WITHIN,
+        || {
+            process::check_alive(lab, &format!("{name}/parent"))?;
+            let children = fs::read_to_string(format!("/proc/{parent}/task/{parent}/children"))
+                .unwrap_or_default();
+            Ok(children
+                .split_whitespace()
+                .next()
+                .and_then(|pid| pid.parse().ok()))
+        },
+    )?;
+    lab.processes
+        .insert(name.clone(), crate::state::ProcessId::of(pid)?);
     lab.save()?;
     let built = path_from_host(lab, n, "/run/node-is-built")?;
     process::wait_for(&format!("{name} to be built"), BUILT_WITHIN, || {
-        process::check_alive(lab, &name).with_context(|| format!("build {name}: {}", process::log_tail(lab, &format!("{name}/parent")).unwrap_or_default()))?;
+        process::check_alive(lab, &name).with_context(|| {
+            format!(
+                "build {name}: {}",
+                process::log_tail(lab, &format!("{name}/parent")).unwrap_or_default()
+            )
+        })?;
         Ok(process::exists(&built))
     })?;
     cgroup::open_for_children(&lab.site.cgroup(), &name)?;
@@ -144,15 +205,42 @@ pub fn create(lab: &mut Lab, n: u8) -> Result<()> {
 /// The lab's registry answers on the node's localhost, too: a runtime takes plain HTTP for granted only there, and
 /// containerd 2.1 pulls a restored container's base image without looking at the mirrors of its configuration.
 fn reach_registry_on_localhost(lab: &Lab, n: u8) -> Result<()> {
-    let (port, registry) = (crate::site::REGISTRY_PORT.to_string(), format!("{}:{}", lab.site.gateway(), crate::site::REGISTRY_PORT));
+    let (port, registry) = (
+        crate::site::REGISTRY_PORT.to_string(),
+        format!("{}:{}", lab.site.gateway(), crate::site::REGISTRY_PORT),
+    );
     let rules: [&[&str]; 2] = [
-        &["-A", "OUTPUT", "-d", "127.0.0.1", "-p", "tcp", "--dport", &port, "-j", "DNAT", "--to-destination", &registry],
-        &["-A", "POSTROUTING", "-s", "127.0.0.1", "!", "-o", "lo", "-j", "MASQUERADE"],
+        &[
+            "-A",
+            "OUTPUT",
+            "-d",
+            "127.0.0.1",
+            "-p",
+            "tcp",
+            "--dport",
+            &port,
+            "-j",
+            "DNAT",
+            "--to-destination",
+            &registry,
+        ],
+        &[
+            "-A",
+            "POSTROUTING",
+            "-s",
+            "127.0.0.1",
+            "!",
+            "-o",
+            "lo",
+            "-j",
+            "MASQUERADE",
+        ],
     ];
     for rule in rules {
         let mut command = inside(lab, n)?;
         command.args(["iptables", "-w", "-t", "nat"]).args(rule);
-        process::succeed(&mut command, BUILT_WITHIN).context("lead the node's localhost to the registry")?;
+        process::succeed(&mut command, BUILT_WITHIN)
+            .context("lead the node's localhost to the registry")?;
     }
     Ok(())
 }
@@ -160,9 +248,21 @@ fn reach_registry_on_localhost(lab: &Lab, n: u8) -> Result<()> {
 /// A command to be run inside node `n`.
 pub fn inside(lab: &Lab, n: u8) -> Result<Command> {
     let mut command = process::in_group(lab, &Site::node_name(n))?;
-    command.args(["nsenter", "--target", &first_process(lab, n)?.to_string(), "--all", "--"]);
+    command.args([
+        "nsenter",
+        "--target",
+        &first_process(lab, n)?.to_string(),
+        "--all",
+        "--",
+    ]);
     // What the host's user has set means nothing in there.
-    command.env_clear().env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin").env("HOME", "/root");
+    command
+        .env_clear()
+        .env(
+            "PATH",
+            "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        )
+        .env("HOME", "/root");
     if let Some(terminal) = std::env::var_os("TERM") {
         command.env("TERM", terminal);
     }
@@ -172,7 +272,11 @@ pub fn inside(lab: &Lab, n: u8) -> Result<Command> {
 /// Starts a program of node `n` that doesn't run; one that does is left alone.
 pub fn start(lab: &mut Lab, n: u8, program: Program) -> Result<()> {
     let component = program.component(n);
-    if lab.processes.get(&component).is_some_and(|process| process.is_alive()) {
+    if lab
+        .processes
+        .get(&component)
+        .is_some_and(|process| process.is_alive())
+    {
         return Ok(());
     }
     let mut command = inside(lab, n)?;
@@ -199,6 +303,7 @@ pub fn import_images(lab: &Lab, n: u8, archive: &Path) -> Result<()> {
     let file = fs::File::open(archive).with_context(|| format!("open {}", archive.display()))?;
     let mut command = inside(lab, n)?;
     command.args(["ctr", "--namespace", "k8s.io", "images", "import", "-"]);
-    process::succeed_with_input(&mut command, process::Input::File(file), IMPORT_WITHIN).with_context(|| format!("import images into {}", Site::node_name(n)))?;
+    process::succeed_with_input(&mut command, process::Input::File(file), IMPORT_WITHIN)
+        .with_context(|| format!("import images into {}", Site::node_name(n)))?;
     Ok(())
 }

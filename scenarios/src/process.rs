@@ -18,25 +18,37 @@ use std::time::{Duration, Instant};
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
 /// Enters the groups named before `--`, then becomes the command after it. Writing 0 means the writer itself.
-const ENTER_AND_BECOME: &str = r#"while [ "$1" != -- ]; do echo 0 > "$1" || exit 125; shift; done; shift; exec "$@""#;
+const ENTER_AND_BECOME: &str =
+    r#"while [ "$1" != -- ]; do echo 0 > "$1" || exit 125; shift; done; shift; exec "$@""#;
 
 /// A command that will run in a group of the lab.
 pub fn in_group(lab: &Lab, unit: &str) -> Result<Command> {
     let mut command = Command::new("sh");
-    command.args(["-c", ENTER_AND_BECOME, "sh"]).args(cgroup::entrances(&lab.site.cgroup(), unit)?).arg("--");
+    command
+        .args(["-c", ENTER_AND_BECOME, "sh"])
+        .args(cgroup::entrances(&lab.site.cgroup(), unit)?)
+        .arg("--");
     Ok(command)
 }
 
 /// The log of a component.
 pub fn log_of(lab: &Lab, component: &str) -> Result<PathBuf> {
-    Ok(lab.folder()?.join("logs").join(format!("{}.log", component.replace('/', "-"))))
+    Ok(lab
+        .folder()?
+        .join("logs")
+        .join(format!("{}.log", component.replace('/', "-"))))
 }
 
 /// Starts a program that stays, and writes it down. `command` comes from [`in_group`].
 pub fn start(lab: &mut Lab, component: &str, command: &Command) -> Result<Child> {
     let log_path = log_of(lab, component)?;
-    fs::create_dir_all(log_path.parent().context("a log has a folder")?).context("create the folder of logs")?;
-    let log = File::options().create(true).append(true).open(&log_path).with_context(|| format!("open {}", log_path.display()))?;
+    fs::create_dir_all(log_path.parent().context("a log has a folder")?)
+        .context("create the folder of logs")?;
+    let log = File::options()
+        .create(true)
+        .append(true)
+        .open(&log_path)
+        .with_context(|| format!("open {}", log_path.display()))?;
     // setsid(1) becomes the command and keeps the process number, because a child just forked leads no group.
     let mut detached = Command::new("setsid");
     detached.arg(command.get_program()).args(command.get_args());
@@ -51,17 +63,25 @@ pub fn start(lab: &mut Lab, component: &str, command: &Command) -> Result<Child>
         .stderr(log)
         .spawn()
         .with_context(|| format!("start {component}"))?;
-    lab.processes.insert(component.to_owned(), ProcessId::of(child.id())?);
+    lab.processes
+        .insert(component.to_owned(), ProcessId::of(child.id())?);
     lab.save()?;
     Ok(child)
 }
 
 /// Fails, showing the end of its log, when a component that should run doesn't.
 pub fn check_alive(lab: &Lab, component: &str) -> Result<()> {
-    if lab.processes.get(component).is_some_and(|process| process.is_alive()) {
+    if lab
+        .processes
+        .get(component)
+        .is_some_and(|process| process.is_alive())
+    {
         return Ok(());
     }
-    bail!("{component} has ended; the end of its log:\n{}", log_tail(lab, component)?);
+    bail!(
+        "{component} has ended; the end of its log:\n{}",
+        log_tail(lab, component)?
+    );
 }
 
 /// The last lines of a component's log.
@@ -99,7 +119,12 @@ pub fn succeed(command: &mut Command, limit: Duration) -> Result<String> {
 pub fn succeed_with_input(command: &mut Command, input: Input, limit: Duration) -> Result<String> {
     let output = output_with_input(command, input, limit)?;
     if !output.status.success() {
-        bail!("{} ended with {}: {}", shown(command), output.status, String::from_utf8_lossy(&output.stderr).trim());
+        bail!(
+            "{} ended with {}: {}",
+            shown(command),
+            output.status,
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
@@ -129,17 +154,28 @@ fn output_with_input(command: &mut Command, input: Input, limit: Duration) -> Re
     let (stdout, stderr) = (drain(child.stdout.take()), drain(child.stderr.take()));
     let give_up = Instant::now() + limit;
     let status = loop {
-        if let Some(status) = child.try_wait().with_context(|| format!("wait for {}", shown(command)))? {
+        if let Some(status) = child
+            .try_wait()
+            .with_context(|| format!("wait for {}", shown(command)))?
+        {
             break status;
         }
         if Instant::now() > give_up {
             let _ = child.kill();
             let _ = child.wait();
-            bail!("{} did not end within {} s", shown(command), limit.as_secs_f32());
+            bail!(
+                "{} did not end within {} s",
+                shown(command),
+                limit.as_secs_f32()
+            );
         }
         thread::sleep(LOOK_AGAIN);
     };
-    Ok(Output { status, stdout: stdout.join().unwrap_or_default(), stderr: stderr.join().unwrap_or_default() })
+    Ok(Output {
+        status,
+        stdout: stdout.join().unwrap_or_default(),
+        stderr: stderr.join().unwrap_or_default(),
+    })
 }
 
 fn drain(pipe: Option<impl Read + Send + 'static>) -> thread::JoinHandle<Vec<u8>> {
@@ -155,13 +191,24 @@ fn drain(pipe: Option<impl Read + Send + 'static>) -> thread::JoinHandle<Vec<u8>
 
 /// A command as a person would type it, without the entering of groups.
 fn shown(command: &Command) -> String {
-    let words: Vec<_> = [command.get_program()].into_iter().chain(command.get_args()).map(|word| word.to_string_lossy()).collect();
-    let from = words.iter().position(|word| word == "--").map_or(0, |at| at + 1);
+    let words: Vec<_> = [command.get_program()]
+        .into_iter()
+        .chain(command.get_args())
+        .map(|word| word.to_string_lossy())
+        .collect();
+    let from = words
+        .iter()
+        .position(|word| word == "--")
+        .map_or(0, |at| at + 1);
     words[from..].join(" ")
 }
 
 /// Waits until `ready` gives something, or fails naming `what` after `limit`.
-pub fn wait_for<T>(what: &str, limit: Duration, mut ready: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+pub fn wait_for<T>(
+    what: &str,
+    limit: Duration,
+    mut ready: impl FnMut() -> Result<Option<T>>,
+) -> Result<T> {
     let began = Instant::now();
     loop {
         if let Some(value) = ready()? {
@@ -189,16 +236,25 @@ mod tests {
         sleep.arg("30");
         let began = Instant::now();
         let error = output(&mut sleep, Duration::from_millis(100)).unwrap_err();
-        assert!(error.to_string().contains("sleep 30 did not end"), "{error}");
+        assert!(
+            error.to_string().contains("sleep 30 did not end"),
+            "{error}"
+        );
         assert!(began.elapsed() < Duration::from_secs(5));
     }
 
     #[test]
     fn a_command_that_prints_more_than_a_pipe_holds_still_ends() {
         let mut print = Command::new("sh");
-        print.args(["-c", "head -c 1000000 /dev/zero; head -c 1000000 /dev/zero >&2"]);
+        print.args([
+            "-c",
+            "head -c 1000000 /dev/zero; head -c 1000000 /dev/zero >&2",
+        ]);
         let output = output(&mut print, Duration::from_secs(20)).unwrap();
-        assert_eq!((output.stdout.len(), output.stderr.len()), (1_000_000, 1_000_000));
+        assert_eq!(
+            (output.stdout.len(), output.stderr.len()),
+            (1_000_000, 1_000_000)
+        );
     }
 
     #[test]

@@ -33,9 +33,16 @@ pub fn target_folder() -> Result<PathBuf> {
 /// The part with the server's program.
 pub fn part() -> Result<Part> {
     let mut ingredients = Vec::new();
-    for file in ["Cargo.lock", "scenarios/s3/Cargo.toml", "scenarios/s3/src/main.rs"] {
+    for file in [
+        "Cargo.lock",
+        "scenarios/s3/Cargo.toml",
+        "scenarios/s3/src/main.rs",
+    ] {
         let path = cache::project().join(file);
-        ingredients.push((file, fs::read(&path).with_context(|| format!("read {}", path.display()))?));
+        ingredients.push((
+            file,
+            fs::read(&path).with_context(|| format!("read {}", path.display()))?,
+        ));
     }
     Ok(Part::new("s3", ingredients))
 }
@@ -45,10 +52,14 @@ pub fn make(target: &Path) -> Result<()> {
     let cargo_target = target_folder()?;
     let mut command = Command::new("cargo");
     // Selected from the whole workspace, so that its dependencies are built with the features everything else uses.
-    command.current_dir(cache::project()).env("CARGO_TARGET_DIR", &cargo_target).args(["build", "--workspace", "--bin", PROGRAM]);
+    command
+        .current_dir(cache::project())
+        .env("CARGO_TARGET_DIR", &cargo_target)
+        .args(["build", "--workspace", "--bin", PROGRAM]);
     run_logged("s3", &mut command).context("build the S3 server with cargo")?;
     let program = cargo_target.join("debug").join(PROGRAM);
-    fs::copy(&program, target.join(PROGRAM)).with_context(|| format!("keep {}", program.display()))?;
+    fs::copy(&program, target.join(PROGRAM))
+        .with_context(|| format!("keep {}", program.display()))?;
     Ok(())
 }
 
@@ -56,10 +67,26 @@ pub fn make(target: &Path) -> Result<()> {
 pub fn start(lab: &mut Lab) -> Result<()> {
     let folder = lab.folder()?.join("s3");
     fs::create_dir_all(&folder).context("create the S3 server's folder")?;
-    let program = lab.s3.clone().context("the S3 server has not been built yet")?.join(PROGRAM);
+    let program = lab
+        .s3
+        .clone()
+        .context("the S3 server has not been built yet")?
+        .join(PROGRAM);
     let address = SocketAddr::from((lab.site.gateway(), S3_PORT));
     let mut command = process::in_group(lab, UNIT)?;
-    command.arg(program).args(["--listen", &address.to_string(), "--bucket", BUCKET, "--access-key", ACCESS_KEY, "--secret-key", SECRET_KEY]).arg(folder);
+    command
+        .arg(program)
+        .args([
+            "--listen",
+            &address.to_string(),
+            "--bucket",
+            BUCKET,
+            "--access-key",
+            ACCESS_KEY,
+            "--secret-key",
+            SECRET_KEY,
+        ])
+        .arg(folder);
     process::start(lab, "s3", &command)?;
     control::wait_listening(lab, "s3", address)
 }

@@ -51,8 +51,14 @@ impl Site {
     /// Checks a name a user gave: it goes into file, cgroup and kubeconfig names.
     pub fn check_name(name: &str) -> Result<(), String> {
         let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
-        if name.is_empty() || name.len() > NAME_CHARS_MAX || !name.chars().all(fits) || name.starts_with('-') {
-            return Err(format!("a lab's name has 1 to {NAME_CHARS_MAX} of a-z, 0-9 and -, and no - in front: {name:?}"));
+        if name.is_empty()
+            || name.len() > NAME_CHARS_MAX
+            || !name.chars().all(fits)
+            || name.starts_with('-')
+        {
+            return Err(format!(
+                "a lab's name has 1 to {NAME_CHARS_MAX} of a-z, 0-9 and -, and no - in front: {name:?}"
+            ));
         }
         Ok(())
     }
@@ -124,7 +130,11 @@ mod tests {
     use std::collections::BTreeSet;
 
     fn site(index: u8) -> Site {
-        Site { name: "x".into(), index, nodes: NODES_MAX }
+        Site {
+            name: "x".into(),
+            index,
+            nodes: NODES_MAX,
+        }
     }
 
     #[test]
@@ -148,7 +158,10 @@ mod tests {
     fn no_network_of_a_lab_touches_the_services_range() {
         for index in 0..LABS_MAX {
             let second = |range: &str| range.split('.').nth(1).map(str::to_owned);
-            assert_ne!(second(&site(index).gateway().to_string()), second(SERVICE_RANGE));
+            assert_ne!(
+                second(&site(index).gateway().to_string()),
+                second(SERVICE_RANGE)
+            );
             assert_ne!(second(&site(index).all_pods_range()), second(SERVICE_RANGE));
         }
     }

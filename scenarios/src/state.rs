@@ -75,7 +75,9 @@ impl Lab {
 
     /// The lab called `name`, which must be there.
     pub fn expect(name: &str) -> Result<Self> {
-        Self::load(name)?.with_context(|| format!("there is no lab called {name}; `cargo lab up --name {name}` starts it"))
+        Self::load(name)?.with_context(|| {
+            format!("there is no lab called {name}; `cargo lab up --name {name}` starts it")
+        })
     }
 
     /// Writes the state down: into a new file, then renamed, so a crash leaves the old or the new one.
@@ -83,8 +85,11 @@ impl Lab {
         let folder = self.folder()?;
         fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
         let (new, path) = (folder.join("state.json.new"), folder.join("state.json"));
-        fs::write(&new, serde_json::to_vec_pretty(self).context("write the lab's state as JSON")?)
-            .with_context(|| format!("write {}", new.display()))?;
+        fs::write(
+            &new,
+            serde_json::to_vec_pretty(self).context("write the lab's state as JSON")?,
+        )
+        .with_context(|| format!("write {}", new.display()))?;
         fs::rename(&new, &path).with_context(|| format!("replace {}", path.display()))
     }
 
@@ -99,16 +104,35 @@ impl Lab {
             let path = entry.context("list the labs")?.path().join("state.json");
             taken.extend(read(&path)?.map(|lab| lab.site.index));
         }
-        let has_bridge = |index: &u8| Path::new("/sys/class/net").join(site::bridge_of(*index)).exists();
+        let has_bridge = |index: &u8| {
+            Path::new("/sys/class/net")
+                .join(site::bridge_of(*index))
+                .exists()
+        };
         taken.extend((0..LABS_MAX).filter(has_bridge));
         let Some(index) = free_index(&taken) else {
-            bail!("all {LABS_MAX} places for labs on this machine are taken; `cargo lab down --name …` frees one");
+            bail!(
+                "all {LABS_MAX} places for labs on this machine are taken; `cargo lab down --name …` frees one"
+            );
         };
-        let site = Site { name: name.into(), index, nodes };
-        let lab = Self { site, stage: Stage::Starting, processes: BTreeMap::new(), base: None, kube: None, s3: None };
+        let site = Site {
+            name: name.into(),
+            index,
+            nodes,
+        };
+        let lab = Self {
+            site,
+            stage: Stage::Starting,
+            processes: BTreeMap::new(),
+            base: None,
+            kube: None,
+            s3: None,
+        };
         let folder = lab.folder()?;
         fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
-        let Some(lock) = cache::Lock::try_take(&folder)? else { bail!("another command is at work on lab {name}") };
+        let Some(lock) = cache::Lock::try_take(&folder)? else {
+            bail!("another command is at work on lab {name}")
+        };
         lab.save()?;
         Ok((lab, lock))
     }
@@ -120,7 +144,9 @@ fn free_index(taken: &[u8]) -> Option<u8> {
 
 fn read(path: &Path) -> Result<Option<Lab>> {
     match fs::read(path) {
-        Ok(text) => Ok(Some(serde_json::from_slice(&text).with_context(|| format!("read {}", path.display()))?)),
+        Ok(text) => Ok(Some(
+            serde_json::from_slice(&text).with_context(|| format!("read {}", path.display()))?,
+        )),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error).with_context(|| format!("read {}", path.display())),
     }
@@ -129,14 +155,18 @@ fn read(path: &Path) -> Result<Option<Lab>> {
 impl ProcessId {
     /// The process that has this number now.
     pub fn of(pid: u32) -> Result<Self> {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).with_context(|| format!("look at process {pid}"))?;
-        let started = start_time(&stat).with_context(|| format!("read the start time of process {pid}"))?;
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat"))
+            .with_context(|| format!("look at process {pid}"))?;
+        let started =
+            start_time(&stat).with_context(|| format!("read the start time of process {pid}"))?;
         Ok(Self { pid, started })
     }
 
     /// Whether it still runs: not gone, not waiting to be buried, not another with its number.
     pub fn is_alive(self) -> bool {
-        let Ok(stat) = fs::read_to_string(format!("/proc/{}/stat", self.pid)) else { return false };
+        let Ok(stat) = fs::read_to_string(format!("/proc/{}/stat", self.pid)) else {
+            return false;
+        };
         start_time(&stat) == Some(self.started) && !matches!(state_letter(&stat), Some('Z' | 'X'))
     }
 }
@@ -177,15 +207,32 @@ mod tests {
     fn this_process_is_alive_and_one_with_its_number_but_another_start_is_not() {
         let me = ProcessId::of(std::process::id()).unwrap();
         assert!(me.is_alive());
-        assert!(!ProcessId { started: me.started + 1, ..me }.is_alive());
+        assert!(
+            !ProcessId {
+                started: me.started + 1,
+                ..me
+            }
+            .is_alive()
+        );
     }
 
     #[test]
     fn a_state_file_reads_back_as_it_was_written() {
         let folder = tempfile::tempdir().unwrap();
-        let site = Site { name: "x".into(), index: 3, nodes: 2 };
+        let site = Site {
+            name: "x".into(),
+            index: 3,
+            nodes: 2,
+        };
         let processes = BTreeMap::from([("etcd".to_owned(), ProcessId { pid: 7, started: 9 })]);
-        let lab = Lab { site, stage: Stage::Up, processes, base: Some("/b".into()), kube: None, s3: Some("/s".into()) };
+        let lab = Lab {
+            site,
+            stage: Stage::Up,
+            processes,
+            base: Some("/b".into()),
+            kube: None,
+            s3: Some("/s".into()),
+        };
         let path = folder.path().join("state.json");
         fs::write(&path, serde_json::to_vec(&lab).unwrap()).unwrap();
         assert_eq!(read(&path).unwrap(), Some(lab));

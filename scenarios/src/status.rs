@@ -19,7 +19,10 @@ pub fn print(name: &str) -> Result<()> {
         Stage::Stopping => "being taken down, or that was cut off",
     };
     println!("lab {name}: {stage}");
-    println!("kubeconfig  {}", Pki::of(&lab.folder()?).kubeconfig("admin").display());
+    println!(
+        "kubeconfig  {}",
+        Pki::of(&lab.folder()?).kubeconfig("admin").display()
+    );
     println!("registry    {}:{REGISTRY_PORT}", lab.site.gateway());
     println!("S3          {} bucket {}", s3::endpoint(&lab), s3::BUCKET);
     for (component, process) in &lab.processes {

@@ -33,9 +33,15 @@ impl Steps {
                 match inbox.recv_timeout(REMIND_EVERY) {
                     Ok(Event::Started(step)) => running.push((step, Instant::now())),
                     Ok(Event::Ended { step, done }) => {
-                        let began = running.iter().position(|(name, _)| *name == step).map(|at| running.remove(at).1);
+                        let began = running
+                            .iter()
+                            .position(|(name, _)| *name == step)
+                            .map(|at| running.remove(at).1);
                         let seconds = began.map_or(0.0, |began| began.elapsed().as_secs_f64());
-                        eprintln!("{} {step} ({seconds:.1} s)", if done { "  done" } else { "FAILED" });
+                        eprintln!(
+                            "{} {step} ({seconds:.1} s)",
+                            if done { "  done" } else { "FAILED" }
+                        );
                     }
                     Ok(Event::Note(text)) => eprintln!("       {text}"),
                     Err(RecvTimeoutError::Timeout) => {
@@ -47,14 +53,24 @@ impl Steps {
                 }
             }
         });
-        Self { events: Some(events), printer: Some(printer) }
+        Self {
+            events: Some(events),
+            printer: Some(printer),
+        }
     }
 
     /// Does one step and reports its start and its end.
-    pub fn run<T>(&self, step: &'static str, work: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
+    pub fn run<T>(
+        &self,
+        step: &'static str,
+        work: impl FnOnce() -> anyhow::Result<T>,
+    ) -> anyhow::Result<T> {
         self.report(Event::Started(step));
         let result = work();
-        self.report(Event::Ended { step, done: result.is_ok() });
+        self.report(Event::Ended {
+            step,
+            done: result.is_ok(),
+        });
         result.map_err(|error| error.context(step))
     }
 

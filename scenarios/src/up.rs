@@ -10,8 +10,8 @@
 //! can begin: from nothing, or not at all.
 
 use crate::cache::Part;
-use crate::cgroup;
 use crate::certificates::Pki;
+use crate::cgroup;
 use crate::cluster::Cluster;
 use crate::control;
 use crate::down;
@@ -42,7 +42,10 @@ pub fn up(name: &str, nodes: u8, steps: &Steps) -> Result<Lab> {
         && is_up(&lab)?
     {
         if lab.site.nodes != nodes {
-            bail!("lab {name} is up with {} nodes, not {nodes}; take it down first", lab.site.nodes);
+            bail!(
+                "lab {name} is up with {} nodes, not {nodes}; take it down first",
+                lab.site.nodes
+            );
         }
         steps.note(format!("lab {name} is up already; nothing to do"));
         return Ok(lab);
@@ -52,7 +55,9 @@ pub fn up(name: &str, nodes: u8, steps: &Steps) -> Result<Lab> {
     }
     let strangers = cgroup::processes(&cgroup_of(name))?;
     if !strangers.is_empty() {
-        bail!("a lab called {name} that this cache folder knows nothing of runs here (processes {strangers:?}); choose another name");
+        bail!(
+            "a lab called {name} that this cache folder knows nothing of runs here (processes {strangers:?}); choose another name"
+        );
     }
     let parts = make_parts(steps)?;
     let (mut lab, _alone) = Lab::claim(name, nodes)?;
@@ -71,7 +76,9 @@ pub fn is_up(lab: &Lab) -> Result<bool> {
     if lab.stage != Stage::Up || lab.processes.values().any(|process| !process.is_alive()) {
         return Ok(false);
     }
-    Ok(Cluster::of(lab)?.ready_nodes().is_ok_and(|ready| ready.len() == usize::from(lab.site.nodes)))
+    Ok(Cluster::of(lab)?
+        .ready_nodes()
+        .is_ok_and(|ready| ready.len() == usize::from(lab.site.nodes)))
 }
 
 /// The folders of the parts.
@@ -88,18 +95,36 @@ fn make_parts(steps: &Steps) -> Result<Parts> {
     let images = workloads::part(&base)?;
     // A part that is there is no step worth a line.
     let make = |part: &Part, step: &'static str, make: &dyn Fn(&Path) -> Result<()>| {
-        if part.is_there() { part.path() } else { steps.run(step, || part.ensure(make)) }
+        if part.is_there() {
+            part.path()
+        } else {
+            steps.run(step, || part.ensure(make))
+        }
     };
     thread::scope(|scope| {
         let kube = scope.spawn(|| make(&kube, "build Kubernetes from source", &parts::make_kube));
         let s3 = scope.spawn(|| make(&s3, "build the S3 server", &s3::make));
         let base = make(&base, "build the node root filesystem", &parts::make_base);
-        let workloads = base.as_ref().map_err(|_| anyhow!("the node root filesystem is missing")).and_then(|base| {
-            make(&images, "build the workload images", &|target: &Path| workloads::make(base, target))
-        });
-        let kube = kube.join().unwrap_or_else(|_| Err(anyhow!("building Kubernetes panicked")));
-        let s3 = s3.join().unwrap_or_else(|_| Err(anyhow!("building the S3 server panicked")));
-        Ok(Parts { base: base?, kube: kube?, s3: s3?, workloads: workloads? })
+        let workloads = base
+            .as_ref()
+            .map_err(|_| anyhow!("the node root filesystem is missing"))
+            .and_then(|base| {
+                make(&images, "build the workload images", &|target: &Path| {
+                    workloads::make(base, target)
+                })
+            });
+        let kube = kube
+            .join()
+            .unwrap_or_else(|_| Err(anyhow!("building Kubernetes panicked")));
+        let s3 = s3
+            .join()
+            .unwrap_or_else(|_| Err(anyhow!("building the S3 server panicked")));
+        Ok(Parts {
+            base: base?,
+            kube: kube?,
+            s3: s3?,
+            workloads: workloads?,
+        })
     })
 }
 
@@ -118,13 +143,16 @@ fn start(lab: &mut Lab, images: &Path, steps: &Steps) -> Result<()> {
     let address = SocketAddr::from((lab.site.gateway(), REGISTRY_PORT));
     thread::scope(|scope| {
         // The registry is filled while the nodes start; nothing on the way to Ready pulls from it.
-        let push = scope.spawn(move || registry::push(&layout, REGISTRY_NAME, address).context("fill the registry"));
+        let push = scope.spawn(move || {
+            registry::push(&layout, REGISTRY_NAME, address).context("fill the registry")
+        });
         steps.run("controllers and nodes", || {
             control::start_controllers(lab)?;
             start_nodes(lab, &images.join("images.tar"))
         })?;
         steps.run("nodes become Ready", || wait_ready(lab))?;
-        push.join().unwrap_or_else(|_| Err(anyhow!("filling the registry panicked")))
+        push.join()
+            .unwrap_or_else(|_| Err(anyhow!("filling the registry panicked")))
     })
 }
 
@@ -140,8 +168,16 @@ fn start_nodes(lab: &mut Lab, archive: &Path) -> Result<()> {
     }
     let lab = &*lab;
     thread::scope(|scope| {
-        let imports: Vec<_> = lab.site.node_numbers().map(|n| scope.spawn(move || node::import_images(lab, n, archive))).collect();
-        imports.into_iter().try_for_each(|import| import.join().unwrap_or_else(|_| Err(anyhow!("importing images panicked"))))
+        let imports: Vec<_> = lab
+            .site
+            .node_numbers()
+            .map(|n| scope.spawn(move || node::import_images(lab, n, archive)))
+            .collect();
+        imports.into_iter().try_for_each(|import| {
+            import
+                .join()
+                .unwrap_or_else(|_| Err(anyhow!("importing images panicked")))
+        })
     })
 }
 

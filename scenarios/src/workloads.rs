@@ -26,10 +26,16 @@ const OURS: &[(&str, &str)] = &[("pause", PAUSE), ("kuard", KUARD), ("ledger", L
 
 /// The part with all images: `layout/` and `images.tar`.
 pub fn part(base: &Part) -> Result<Part> {
-    let mut ingredients = vec![("recipe", RECIPE.into()), ("base", base.path()?.as_os_str().as_encoded_bytes().to_vec())];
+    let mut ingredients = vec![
+        ("recipe", RECIPE.into()),
+        ("base", base.path()?.as_os_str().as_encoded_bytes().to_vec()),
+    ];
     for file in ["answer/mod.rs", "kuard.rs", "ledger.rs", "pause.rs"] {
         let path = sources().join(file);
-        ingredients.push((file, fs::read(&path).with_context(|| format!("read {}", path.display()))?));
+        ingredients.push((
+            file,
+            fs::read(&path).with_context(|| format!("read {}", path.display()))?,
+        ));
     }
     Ok(Part::new("workloads", ingredients))
 }
@@ -45,7 +51,12 @@ pub fn make(base: &Path, target: &Path) -> Result<()> {
         let mut tree = Tree::default();
         tree.program(name, &program);
         tree.folder("tmp", 0o1777);
-        images.push(Image { name: (*image).to_owned(), tree, entrypoint: vec![format!("/{name}")], arguments: Vec::new() });
+        images.push(Image {
+            name: (*image).to_owned(),
+            tree,
+            entrypoint: vec![format!("/{name}")],
+            arguments: Vec::new(),
+        });
     }
     images.push(redis(base)?);
     let layout = target.join("layout");
@@ -62,7 +73,19 @@ fn compile(name: &str, program: &Path) -> Result<()> {
     command
         // In the project's folder rustup picks the project's compiler.
         .current_dir(cache::project())
-        .args(["--edition", "2024", "-C", "opt-level=2", "-C", "target-feature=+crt-static", "-C", "strip=symbols", "--crate-name", name, "-o"])
+        .args([
+            "--edition",
+            "2024",
+            "-C",
+            "opt-level=2",
+            "-C",
+            "target-feature=+crt-static",
+            "-C",
+            "strip=symbols",
+            "--crate-name",
+            name,
+            "-o",
+        ])
         .arg(program)
         .arg(sources().join(format!("{name}.rs")));
     run_logged("workloads", &mut command).with_context(|| format!("compile {name}"))
@@ -79,18 +102,38 @@ fn redis(base: &Path) -> Result<Image> {
     tree.folder("data", 0o755);
     tree.text("etc/passwd", "root:x:0:0:root:/:/bin/false\n");
     let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect();
-    let arguments = words(&["--save", "", "--appendonly", "no", "--protected-mode", "no", "--bind", "0.0.0.0", "--dir", "/data", "--io-threads", "1"]);
-    Ok(Image { name: REDIS.into(), tree, entrypoint: words(&["/usr/bin/redis-server"]), arguments })
+    let arguments = words(&[
+        "--save",
+        "",
+        "--appendonly",
+        "no",
+        "--protected-mode",
+        "no",
+        "--bind",
+        "0.0.0.0",
+        "--dir",
+        "/data",
+        "--io-threads",
+        "1",
+    ]);
+    Ok(Image {
+        name: REDIS.into(),
+        tree,
+        entrypoint: words(&["/usr/bin/redis-server"]),
+        arguments,
+    })
 }
 
 /// Adds a program of the node tree and the libraries that the tree's own loader finds for it.
 fn add_with_libraries(tree: &mut Tree, base: &Path, program: &str) -> Result<()> {
     tree.program(program, base.join(program.trim_start_matches('/')));
     let root = base.display().to_string();
-    let listing = process::run("chroot", [root.as_str(), "ldd", program]).with_context(|| format!("list the libraries of {program}"))?;
+    let listing = process::run("chroot", [root.as_str(), "ldd", program])
+        .with_context(|| format!("list the libraries of {program}"))?;
     for library in libraries_in(&listing) {
         // Where the loader asked for it, with the content it leads to: links on the way are the tree's affair.
-        let real = process::run("chroot", [root.as_str(), "readlink", "-f", library]).with_context(|| format!("find {library}"))?;
+        let real = process::run("chroot", [root.as_str(), "readlink", "-f", library])
+            .with_context(|| format!("find {library}"))?;
         tree.program(library, base.join(real.trim().trim_start_matches('/')));
     }
     Ok(())
@@ -98,7 +141,10 @@ fn add_with_libraries(tree: &mut Tree, base: &Path, program: &str) -> Result<()>
 
 /// The absolute paths in what ldd prints.
 pub fn libraries_in(listing: &str) -> Vec<&str> {
-    listing.lines().filter_map(|line| line.split_whitespace().find(|word| word.starts_with('/'))).collect()
+    listing
+        .lines()
+        .filter_map(|line| line.split_whitespace().find(|word| word.starts_with('/')))
+        .collect()
 }
 
 #[cfg(test)]
@@ -108,6 +154,12 @@ mod tests {
     #[test]
     fn libraries_and_the_loader_are_read_from_ldd_and_the_kernels_own_is_not() {
         let listing = "\tlinux-vdso.so.1 (0x00007fff)\n\tlibc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x00007f)\n\t/lib64/ld-linux-x86-64.so.2 (0x00007f)\n";
-        assert_eq!(libraries_in(listing), ["/lib/x86_64-linux-gnu/libc.so.6", "/lib64/ld-linux-x86-64.so.2"]);
+        assert_eq!(
+            libraries_in(listing),
+            [
+                "/lib/x86_64-linux-gnu/libc.so.6",
+                "/lib64/ld-linux-x86-64.so.2"
+            ]
+        );
     }
 }

@@ -39,14 +39,24 @@ struct Arguments {
 
 #[tokio::main]
 async fn main() -> Result<()> {
-    let Arguments { listen, bucket, access_key, secret_key, root } = Arguments::parse();
-    std::fs::create_dir_all(root.join(&bucket)).with_context(|| format!("make the bucket {bucket}"))?;
+    let Arguments {
+        listen,
+        bucket,
+        access_key,
+        secret_key,
+        root,
+    } = Arguments::parse();
+    std::fs::create_dir_all(root.join(&bucket))
+        .with_context(|| format!("make the bucket {bucket}"))?;
     // s3s-fs's error says no more than its Debug form.
-    let store = FileSystem::new(&root).map_err(|error| anyhow::anyhow!("open the store in {}: {error:?}", root.display()))?;
+    let store = FileSystem::new(&root)
+        .map_err(|error| anyhow::anyhow!("open the store in {}: {error:?}", root.display()))?;
     let mut service = S3ServiceBuilder::new(store);
     service.set_auth(SimpleAuth::from_single(access_key, secret_key));
     let service = service.build();
-    let listener = TcpListener::bind(listen).await.with_context(|| format!("listen on {listen}"))?;
+    let listener = TcpListener::bind(listen)
+        .await
+        .with_context(|| format!("listen on {listen}"))?;
     eprintln!("a development store, not for real data: http://{listen} bucket {bucket}");
     let server = Builder::new(TokioExecutor::new());
     loop {
@@ -54,7 +64,9 @@ async fn main() -> Result<()> {
             Ok((socket, _)) => {
                 // Answers are small and many; waiting to fill packets would cost 40 ms each.
                 socket.set_nodelay(true).context("send answers at once")?;
-                let connection = server.serve_connection(TokioIo::new(socket), service.clone()).into_owned();
+                let connection = server
+                    .serve_connection(TokioIo::new(socket), service.clone())
+                    .into_owned();
                 // A client that breaks its connection is that client's affair.
                 tokio::spawn(async move { connection.await.ok() });
             }

@@ -37,27 +37,47 @@ impl Memory {
     fn hold(mib: u64, seed: u64) -> Self {
         let count = mib as usize * MIB / size_of::<u64>();
         let mut state = seed;
-        Self { seed, words: (0..count).map(|_| next(&mut state)).collect() }
+        Self {
+            seed,
+            words: (0..count).map(|_| next(&mut state)).collect(),
+        }
     }
 
     fn digest(words: impl Iterator<Item = u64>) -> u64 {
         // FNV-1a over words: one changed bit anywhere changes it, and it is quick.
-        words.fold(0xcbf2_9ce4_8422_2325, |hash, word| (hash ^ word).wrapping_mul(0x0000_0100_0000_01b3))
+        words.fold(0xcbf2_9ce4_8422_2325, |hash, word| {
+            (hash ^ word).wrapping_mul(0x0000_0100_0000_01b3)
+        })
     }
 
     fn report(&self) -> (u16, String) {
         let mut state = self.seed;
-        let (held, due) = (Self::digest(self.words.iter().copied()), Self::digest(self.words.iter().map(|_| next(&mut state))));
+        let (held, due) = (
+            Self::digest(self.words.iter().copied()),
+            Self::digest(self.words.iter().map(|_| next(&mut state))),
+        );
         let status = if held == due { 200 } else { 500 };
-        (status, format!("mib {} seed {} held {held:016x} due {due:016x}\n", self.words.len() * size_of::<u64>() / MIB, self.seed))
+        (
+            status,
+            format!(
+                "mib {} seed {} held {held:016x} due {due:016x}\n",
+                self.words.len() * size_of::<u64>() / MIB,
+                self.seed
+            ),
+        )
     }
 }
 
 fn main() -> ExitCode {
     let flags = answer::flags();
-    let port = answer::number(&flags, "port").and_then(|port| u16::try_from(port).ok()).unwrap_or(8080);
+    let port = answer::number(&flags, "port")
+        .and_then(|port| u16::try_from(port).ok())
+        .unwrap_or(8080);
     let seed = answer::number(&flags, "seed").unwrap_or(1);
-    let memory = Arc::new(RwLock::new(Memory::hold(answer::number(&flags, "mib").unwrap_or(0).min(MIB_MAX), seed)));
+    let memory = Arc::new(RwLock::new(Memory::hold(
+        answer::number(&flags, "mib").unwrap_or(0).min(MIB_MAX),
+        seed,
+    )));
     let (began, requests) = (Instant::now(), AtomicU64::new(0));
     println!("kuard listens on port {port}");
     let page = move |path: &str, query: &str| {
@@ -68,16 +88,27 @@ fn main() -> ExitCode {
                 Some(mib) => {
                     let held = Memory::hold(mib, answer::number(query, "seed").unwrap_or(1));
                     let report = held.report();
-                    *memory.write().unwrap_or_else(|poisoned| poisoned.into_inner()) = held;
+                    *memory
+                        .write()
+                        .unwrap_or_else(|poisoned| poisoned.into_inner()) = held;
                     report
                 }
                 None => (400, format!("say /mem?mib=N with N up to {MIB_MAX}\n")),
             },
-            "/mem/digest" => memory.read().unwrap_or_else(|poisoned| poisoned.into_inner()).report(),
+            "/mem/digest" => memory
+                .read()
+                .unwrap_or_else(|poisoned| poisoned.into_inner())
+                .report(),
             "/" => {
                 let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
                 let uptime = began.elapsed().as_millis();
-                (200, format!("host {}\nuptime_ms {uptime}\nrequests {count}\n", host.trim()))
+                (
+                    200,
+                    format!(
+                        "host {}\nuptime_ms {uptime}\nrequests {count}\n",
+                        host.trim()
+                    ),
+                )
             }
             _ => (404, "no such page\n".to_owned()),
         }

@@ -24,10 +24,16 @@ const PERIOD_MS: u64 = 10;
 
 fn main() -> ExitCode {
     let flags = answer::flags();
-    let port = answer::number(&flags, "port").and_then(|port| u16::try_from(port).ok()).unwrap_or(8080);
+    let port = answer::number(&flags, "port")
+        .and_then(|port| u16::try_from(port).ok())
+        .unwrap_or(8080);
     let period = Duration::from_millis(answer::number(&flags, "period-ms").unwrap_or(PERIOD_MS));
     // Two ledgers in one pod have root file systems of their own, but when run by hand they share one.
-    let book = if port == 8080 { BOOK.to_owned() } else { BOOK.replace(".log", &format!("-{port}.log")) };
+    let book = if port == 8080 {
+        BOOK.to_owned()
+    } else {
+        BOOK.replace(".log", &format!("-{port}.log"))
+    };
     let current = Arc::new(AtomicU64::new(0));
     let (counter, path) = (Arc::clone(&current), book.clone());
     thread::spawn(move || {

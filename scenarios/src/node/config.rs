@@ -18,24 +18,40 @@ pub fn write(lab: &Lab, n: u8, root: &Path) -> Result<()> {
     let pki = Pki::of(&lab.folder()?);
     let put = |path: &str, text: &[u8]| -> Result<()> {
         let path = root.join(path);
-        fs::create_dir_all(path.parent().context("a file has a folder")?).with_context(|| format!("create the folder of {}", path.display()))?;
+        fs::create_dir_all(path.parent().context("a file has a folder")?)
+            .with_context(|| format!("create the folder of {}", path.display()))?;
         fs::write(&path, text).with_context(|| format!("write {}", path.display()))
     };
     put("etc/containerd/config.toml", containerd().as_bytes())?;
-    put(&format!("etc/containerd/certs.d/{REGISTRY_NAME}/hosts.toml"), mirror(site).as_bytes())?;
+    put(
+        &format!("etc/containerd/certs.d/{REGISTRY_NAME}/hosts.toml"),
+        mirror(site).as_bytes(),
+    )?;
     put("etc/cni/net.d/10-lab.conflist", &pretty(&cni(site, n))?)?;
     put("etc/criu/runc.conf", CRIU.as_bytes())?;
     put("etc/kubernetes/kubelet.yaml", &pretty(&kubelet())?)?;
-    put("etc/hostname", format!("{}\n", Site::node_name(n)).as_bytes())?;
+    put(
+        "etc/hostname",
+        format!("{}\n", Site::node_name(n)).as_bytes(),
+    )?;
     put("etc/hosts", hosts(site).as_bytes())?;
-    put("etc/resolv.conf", b"# The lab has no name server: nothing in it needs a name from outside.\n")?;
+    put(
+        "etc/resolv.conf",
+        b"# The lab has no name server: nothing in it needs a name from outside.\n",
+    )?;
     let copies = [
         (pki.file("ca.crt"), "etc/kubernetes/ca.crt"),
-        (pki.kubeconfig(&Site::node_name(n)), "etc/kubernetes/kubelet.kubeconfig"),
+        (
+            pki.kubeconfig(&Site::node_name(n)),
+            "etc/kubernetes/kubelet.kubeconfig",
+        ),
         (pki.kubeconfig("proxy"), "etc/kubernetes/proxy.kubeconfig"),
     ];
     for (from, to) in copies {
-        put(to, &fs::read(&from).with_context(|| format!("read {}", from.display()))?)?;
+        put(
+            to,
+            &fs::read(&from).with_context(|| format!("read {}", from.display()))?,
+        )?;
     }
     Ok(())
 }
@@ -70,7 +86,9 @@ fn containerd() -> String {
 
 fn mirror(site: &Site) -> String {
     let address = format!("http://{}:{REGISTRY_PORT}", site.gateway());
-    format!("server = \"{address}\"\n[host.\"{address}\"]\ncapabilities = [\"pull\", \"resolve\"]\n")
+    format!(
+        "server = \"{address}\"\n[host.\"{address}\"]\ncapabilities = [\"pull\", \"resolve\"]\n"
+    )
 }
 
 fn cni(site: &Site, n: u8) -> Value {

@@ -7,7 +7,10 @@
 
 use crate::cgroup::{Hierarchy, Kind};
 use anyhow::{Context, Result};
-use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_bind, mount_bind_recursive, mount_change, unmount};
+use rustix::mount::{
+    MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_bind, mount_bind_recursive,
+    mount_change, unmount,
+};
 use rustix::process::{WaitOptions, pivot_root, wait};
 use serde::{Deserialize, Serialize};
 use std::ffi::CString;
@@ -18,7 +21,9 @@ use std::thread;
 use std::time::Duration;
 
 /// Device files of the host every node has.
-const DEVICES: &[&str] = &["null", "zero", "full", "random", "urandom", "tty", "fuse", "kmsg"];
+const DEVICES: &[&str] = &[
+    "null", "zero", "full", "random", "urandom", "tty", "fuse", "kmsg",
+];
 /// How often a first process without children looks again.
 const IDLE: Duration = Duration::from_millis(500);
 
@@ -40,7 +45,8 @@ pub struct World {
 /// Becomes the node's first process; never returns but by failing.
 pub fn run(world_file: &Path) -> Result<()> {
     let text = fs::read(world_file).with_context(|| format!("read {}", world_file.display()))?;
-    let world: World = serde_json::from_slice(&text).with_context(|| format!("understand {}", world_file.display()))?;
+    let world: World = serde_json::from_slice(&text)
+        .with_context(|| format!("understand {}", world_file.display()))?;
     build(&world)?;
     loop {
         // Orphans of the whole node become children of this process and would stay as zombies. With none there is
@@ -54,8 +60,17 @@ pub fn run(world_file: &Path) -> Result<()> {
 fn build(world: &World) -> Result<()> {
     rustix::system::sethostname(world.name.as_bytes()).context("set the host name")?;
     let root = world.folder.join("root");
-    mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).context("keep the node's mounts to the node")?;
-    let layers = format!("lowerdir={},upperdir={},workdir={}", world.base.display(), world.folder.join("upper").display(), world.folder.join("work").display());
+    mount_change(
+        "/",
+        MountPropagationFlags::PRIVATE | MountPropagationFlags::REC,
+    )
+    .context("keep the node's mounts to the node")?;
+    let layers = format!(
+        "lowerdir={},upperdir={},workdir={}",
+        world.base.display(),
+        world.folder.join("upper").display(),
+        world.folder.join("work").display()
+    );
     special("overlay", &root, &layers).context("mount the node's root")?;
     special("proc", &root.join("proc"), "").context("mount /proc")?;
     special("sysfs", &root.join("sys"), "").context("mount /sys")?;
@@ -66,11 +81,13 @@ fn build(world: &World) -> Result<()> {
     for (from, to) in &world.binds {
         let to = root.join(to.strip_prefix("/").unwrap_or(to));
         make_target(from, &to)?;
-        mount_bind_recursive(from, &to).with_context(|| format!("show {} in the node", from.display()))?;
+        mount_bind_recursive(from, &to)
+            .with_context(|| format!("show {} in the node", from.display()))?;
     }
     enter(&root)?;
     for setting in ["ip_forward", "conf/all/route_localnet"] {
-        fs::write(Path::new("/proc/sys/net/ipv4").join(setting), "1").with_context(|| format!("switch on {setting}"))?;
+        fs::write(Path::new("/proc/sys/net/ipv4").join(setting), "1")
+            .with_context(|| format!("switch on {setting}"))?;
     }
     // The last thing done: who starts the node waits for it.
     fs::write("/run/node-is-built", "").context("say that the node is built")
@@ -78,15 +95,21 @@ fn build(world: &World) -> Result<()> {
 
 fn mount_cgroups(root: &Path, hierarchies: &[Hierarchy]) -> Result<()> {
     let inside = |path: &Path| root.join(path.strip_prefix("/").unwrap_or(path));
-    if hierarchies.iter().all(|hierarchy| hierarchy.mount != Path::new("/sys/fs/cgroup")) {
-        special("tmpfs", &root.join("sys/fs/cgroup"), "mode=755").context("mount /sys/fs/cgroup")?;
+    if hierarchies
+        .iter()
+        .all(|hierarchy| hierarchy.mount != Path::new("/sys/fs/cgroup"))
+    {
+        special("tmpfs", &root.join("sys/fs/cgroup"), "mode=755")
+            .context("mount /sys/fs/cgroup")?;
     }
     for Hierarchy { mount, kind } in hierarchies {
         let target = inside(mount);
         fs::create_dir_all(&target).with_context(|| format!("create {}", target.display()))?;
         match kind {
             // A tree with a name and no controller is mounted by saying so.
-            Kind::V1(options) if options.starts_with("name=") => special("cgroup", &target, &format!("none,{options}")),
+            Kind::V1(options) if options.starts_with("name=") => {
+                special("cgroup", &target, &format!("none,{options}"))
+            }
             Kind::V1(options) => special("cgroup", &target, options),
             Kind::V2 => special("cgroup2", &target, ""),
         }
@@ -103,15 +126,27 @@ fn make_devices(root: &Path) -> Result<()> {
         if host.exists() {
             let target = dev.join(device);
             fs::write(&target, "").with_context(|| format!("create {}", target.display()))?;
-            mount_bind(&host, &target).with_context(|| format!("show {} in the node", host.display()))?;
+            mount_bind(&host, &target)
+                .with_context(|| format!("show {} in the node", host.display()))?;
         }
     }
     for folder in ["pts", "shm"] {
         fs::create_dir(dev.join(folder)).with_context(|| format!("create /dev/{folder}"))?;
     }
-    special("devpts", &dev.join("pts"), "newinstance,ptmxmode=0666,mode=620").context("mount /dev/pts")?;
+    special(
+        "devpts",
+        &dev.join("pts"),
+        "newinstance,ptmxmode=0666,mode=620",
+    )
+    .context("mount /dev/pts")?;
     special("tmpfs", &dev.join("shm"), "mode=1777").context("mount /dev/shm")?;
-    for (link, to) in [("ptmx", "pts/ptmx"), ("fd", "/proc/self/fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")] {
+    for (link, to) in [
+        ("ptmx", "pts/ptmx"),
+        ("fd", "/proc/self/fd"),
+        ("stdin", "fd/0"),
+        ("stdout", "fd/1"),
+        ("stderr", "fd/2"),
+    ] {
         symlink(to, dev.join(link)).with_context(|| format!("link /dev/{link}"))?;
     }
     Ok(())
@@ -119,7 +154,11 @@ fn make_devices(root: &Path) -> Result<()> {
 
 /// A mount point of the same sort as what will be mounted there.
 fn make_target(from: &Path, to: &Path) -> Result<()> {
-    let folder = if from.is_dir() { to } else { to.parent().unwrap_or(to) };
+    let folder = if from.is_dir() {
+        to
+    } else {
+        to.parent().unwrap_or(to)
+    };
     fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
     if !from.is_dir() && !to.exists() {
         fs::write(to, "").with_context(|| format!("create {}", to.display()))?;
@@ -137,10 +176,15 @@ fn enter(root: &Path) -> Result<()> {
     unmount("/host", UnmountFlags::DETACH).context("let go of the host's root")?;
     fs::remove_dir("/host").context("remove the place of the host's root")?;
     // Containers' mounts propagate as on a machine of its own.
-    mount_change("/", MountPropagationFlags::SHARED | MountPropagationFlags::REC).context("let mounts propagate in the node")
+    mount_change(
+        "/",
+        MountPropagationFlags::SHARED | MountPropagationFlags::REC,
+    )
+    .context("let mounts propagate in the node")
 }
 
 fn special(kind: &str, target: &Path, options: &str) -> Result<()> {
     let options = CString::new(options).context("mount options hold no zero byte")?;
-    mount(kind, target, kind, MountFlags::empty(), options.as_c_str()).with_context(|| format!("mount {kind} at {}", target.display()))
+    mount(kind, target, kind, MountFlags::empty(), options.as_c_str())
+        .with_context(|| format!("mount {kind} at {}", target.display()))
 }

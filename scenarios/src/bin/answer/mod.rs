@@ -13,7 +13,10 @@ use std::time::Duration;
 const CLIENT_WITHIN: Duration = Duration::from_secs(10);
 
 /// Answers requests on `port` with what `page` makes of their path and query, for ever.
-pub fn serve(port: u16, page: impl Fn(&str, &str) -> (u16, String) + Send + Sync + 'static) -> std::io::Result<()> {
+pub fn serve(
+    port: u16,
+    page: impl Fn(&str, &str) -> (u16, String) + Send + Sync + 'static,
+) -> std::io::Result<()> {
     let listener = TcpListener::bind(("0.0.0.0", port))?;
     let page = Arc::new(page);
     for client in listener.incoming() {
@@ -25,7 +28,10 @@ pub fn serve(port: u16, page: impl Fn(&str, &str) -> (u16, String) + Send + Sync
     Ok(())
 }
 
-fn answer(mut client: TcpStream, page: impl Fn(&str, &str) -> (u16, String)) -> std::io::Result<()> {
+fn answer(
+    mut client: TcpStream,
+    page: impl Fn(&str, &str) -> (u16, String),
+) -> std::io::Result<()> {
     client.set_read_timeout(Some(CLIENT_WITHIN))?;
     let mut reader = BufReader::new(client.try_clone()?);
     let mut request = String::new();
@@ -40,15 +46,25 @@ fn answer(mut client: TcpStream, page: impl Fn(&str, &str) -> (u16, String)) -> 
     let (path, query) = target.split_once('?').unwrap_or((target, ""));
     let (status, body) = page(path, query);
     let reason = if status == 200 { "OK" } else { "Not so" };
-    write!(client, "HTTP/1.1 {status} {reason}\r\nContent-Type: text/plain\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len())
+    write!(
+        client,
+        "HTTP/1.1 {status} {reason}\r\nContent-Type: text/plain\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+        body.len()
+    )
 }
 
 /// A number from a query like `mib=64&seed=1`, or from the command line in the same form.
 pub fn number(query: &str, name: &str) -> Option<u64> {
-    query.split(['&', ' ']).find_map(|pair| pair.strip_prefix(name)?.strip_prefix('=')?.parse().ok())
+    query
+        .split(['&', ' '])
+        .find_map(|pair| pair.strip_prefix(name)?.strip_prefix('=')?.parse().ok())
 }
 
 /// The command line as `name=value` words: `--port=8081` becomes `port=8081`.
 pub fn flags() -> String {
-    std::env::args().skip(1).map(|word| word.trim_start_matches('-').to_owned()).collect::<Vec<_>>().join(" ")
+    std::env::args()
+        .skip(1)
+        .map(|word| word.trim_start_matches('-').to_owned())
+        .collect::<Vec<_>>()
+        .join(" ")
 }
