@@ -1,1 +1,232 @@
-fn main() {}
+//! `lab`: a real Kubernetes on one machine, for trying Longshore, telling its stories and timing them.
+//!
+//! ```text
+//! cargo lab up            two nodes, Ready in under half a minute once everything is built
+//! cargo lab kubectl get pods -A
+//! cargo lab shell node1   look around inside a node
+//! cargo lab logs kubelet  or etcd, apiserver, containerd …, with node1/ in front for one node's
+//! cargo lab deploy        Longshore itself, as built from this checkout
+//! cargo lab down          nothing is left
+//! ```
+//! The parts are real: etcd, API server, controllers, scheduler, kubelets, kube-proxy, containerd, runc, CRIU, CNI, a
+//! registry, an S3 server. Only the machines are not: a node is a set of namespaces and cgroups (`node`). Debian and
+//! Go packages are all it needs from outside; everything else is built here (`parts`, `workloads`) and kept in the
+//! cache folder (`cache`). `site` says which addresses are whose, `state` what is written down, `down` how it ends.
+
+mod cache;
+mod certificates;
+mod cgroup;
+mod cluster;
+mod control;
+mod deploy;
+mod down;
+mod http;
+mod machine;
+mod network;
+mod node;
+mod oci;
+mod parts;
+mod process;
+mod registry;
+mod s3;
+mod site;
+mod state;
+mod status;
+mod steps;
+mod up;
+mod workloads;
+
+use anyhow::{Context, Result, bail};
+use clap::{Parser, Subcommand};
+use site::{NODES_MAX, Site};
+use state::Lab;
+use std::fs;
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Instant;
+use steps::Steps;
+
+#[derive(Parser)]
+#[command(
+    name = "lab",
+    about = "A real Kubernetes on one machine, for Longshore",
+    disable_help_subcommand = true
+)]
+struct Arguments {
+    /// Which lab, when there are several side by side.
+    #[arg(long, global = true, default_value = "lab", value_parser = lab_name)]
+    name: String,
+    #[command(subcommand)]
+    command: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Start the lab; one that is up is left as it is.
+    Up {
+        /// How many nodes.
+        #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=i64::from(NODES_MAX)))]
+        nodes: u8,
+    },
+    /// Take the lab down; nothing is left.
+    Down,
+    /// Say what runs.
+    Status,
+    /// Run kubectl as the lab's administrator.
+    #[command(disable_help_flag = true)]
+    Kubectl {
+        /// kubectl's own arguments.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+    /// Open a shell in a node, or run a command there.
+    Shell {
+        /// Which node: node1, node2, …
+        node: String,
+        /// The command; a shell without one.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        command: Vec<String>,
+    },
+    /// Show a component's log: etcd, apiserver, controllers, scheduler, registry, s3, kubelet, containerd, proxy.
+    Logs {
+        /// The component; `node1/kubelet` for one node's.
+        component: String,
+    },
+    /// Build Longshore, put its images on the nodes and apply deploy/lab.
+    Deploy,
+    /// Say what is missing on this machine and how to get it.
+    Doctor,
+    /// Be a node's first process (the lab calls this itself).
+    #[command(hide = true)]
+    NodeInit {
+        /// The file that describes the node.
+        world: PathBuf,
+    },
+}
+
+fn lab_name(name: &str) -> Result<String, String> {
+    Site::check_name(name).map(|()| name.to_owned())
+}
+
+fn main() -> ExitCode {
+    let Arguments { name, command } = Arguments::parse();
+    match run(&name, command) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("lab: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(name: &str, command: Verb) -> Result<ExitCode> {
+    match command {
+        Verb::Up { nodes } => start(name, nodes)?,
+        Verb::Down => stop(name)?,
+        Verb::Status => status::print(name)?,
+        Verb::Kubectl { arguments } => {
+            let error = cluster::Cluster::of(&Lab::expect(name)?)?
+                .kubectl()
+                .args(arguments)
+                .exec();
+            return Err(error).context("run kubectl");
+        }
+        Verb::Shell { node, command } => enter(name, &node, &command)?,
+        Verb::Logs { component } => show_logs(name, &component)?,
+        Verb::Deploy => deploy::deploy(&Lab::expect(name)?, &Steps::start())?,
+        Verb::Doctor => {
+            return Ok(if machine::doctor() {
+                ExitCode::SUCCESS
+            } else {
+                ExitCode::FAILURE
+            });
+        }
+        Verb::NodeInit { world } => node::init::run(&world)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn start(name: &str, nodes: u8) -> Result<()> {
+    let began = Instant::now();
+    let steps = Steps::start();
+    let lab = up::up(name, nodes, &steps)?;
+    drop(steps);
+    let option = if name == "lab" {
+        String::new()
+    } else {
+        format!(" --name {name}")
+    };
+    println!(
+        "lab {} is up with {} Ready nodes ({:.1} s). Look around: cargo lab{option} kubectl get pods -A",
+        lab.site.name,
+        lab.site.nodes,
+        began.elapsed().as_secs_f32()
+    );
+    Ok(())
+}
+
+fn stop(name: &str) -> Result<()> {
+    if !down::is_there(name)? {
+        println!("there is no lab called {name}");
+        return Ok(());
+    }
+    let began = Instant::now();
+    down::down(name)?;
+    println!(
+        "lab {name} is down ({:.1} s)",
+        began.elapsed().as_secs_f32()
+    );
+    Ok(())
+}
+
+fn enter(name: &str, node: &str, command: &[String]) -> Result<()> {
+    let lab = Lab::expect(name)?;
+    let Some(n) = lab
+        .site
+        .node_numbers()
+        .find(|n| Site::node_name(*n) == node)
+    else {
+        bail!(
+            "lab {name} has nodes {}, and no {node}",
+            lab.site
+                .node_numbers()
+                .map(Site::node_name)
+                .collect::<Vec<_>>()
+                .join(", ")
+        );
+    };
+    let mut inside = node::inside(&lab, n)?;
+    if command.is_empty() {
+        inside.arg("bash")
+    } else {
+        inside.args(command)
+    };
+    Err(inside.exec()).context("enter the node")
+}
+
+fn show_logs(name: &str, component: &str) -> Result<()> {
+    let lab = Lab::expect(name)?;
+    let fits = |known: &&String| {
+        *known == component
+            || known
+                .strip_suffix(component)
+                .is_some_and(|node| node.ends_with('/'))
+    };
+    let found: Vec<&String> = lab.processes.keys().filter(fits).collect();
+    if found.is_empty() {
+        bail!(
+            "lab {name} has no component {component}; it has {}",
+            lab.processes.keys().cloned().collect::<Vec<_>>().join(", ")
+        );
+    }
+    for known in &found {
+        if found.len() > 1 {
+            println!("==> {known}");
+        }
+        let path = process::log_of(&lab, known)?;
+        let mut log = fs::File::open(&path).with_context(|| format!("open {}", path.display()))?;
+        std::io::copy(&mut log, &mut std::io::stdout()).context("print the log")?;
+    }
+    Ok(())
+}

@@ -1,1 +1,79 @@
-fn main() {}
+//! `lab-s3`: the S3 server of the lab. **A development store**: files in a folder, one key on the command line, no
+//! TLS, no users. It exists so that the lab needs nothing from outside; real checkpoints belong in a real store.
+//!
+//! The protocol, signatures included, is s3s; the folder is s3s-fs. This file only listens.
+
+use anyhow::{Context, Result};
+use clap::Parser;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto::Builder;
+use s3s::auth::SimpleAuth;
+use s3s::service::S3ServiceBuilder;
+use s3s_fs::FileSystem;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+use tokio::net::TcpListener;
+
+/// After a failed accept (out of file descriptors, say) trying again at once would only burn the processor.
+const ACCEPT_AGAIN_AFTER: Duration = Duration::from_millis(100);
+
+/// A development S3 store over a folder.
+#[derive(Parser)]
+struct Arguments {
+    /// Address to listen on.
+    #[arg(long)]
+    listen: SocketAddr,
+    /// Bucket to make if it isn't there.
+    #[arg(long)]
+    bucket: String,
+    /// The one key that may use the store.
+    #[arg(long)]
+    access_key: String,
+    /// Its secret.
+    #[arg(long)]
+    secret_key: String,
+    /// Folder of the buckets.
+    root: PathBuf,
+}
+
+#[tokio::main]
+async fn main() -> Result<()> {
+    let Arguments {
+        listen,
+        bucket,
+        access_key,
+        secret_key,
+        root,
+    } = Arguments::parse();
+    std::fs::create_dir_all(root.join(&bucket))
+        .with_context(|| format!("make the bucket {bucket}"))?;
+    // s3s-fs's error says no more than its Debug form.
+    let store = FileSystem::new(&root)
+        .map_err(|error| anyhow::anyhow!("open the store in {}: {error:?}", root.display()))?;
+    let mut service = S3ServiceBuilder::new(store);
+    service.set_auth(SimpleAuth::from_single(access_key, secret_key));
+    let service = service.build();
+    let listener = TcpListener::bind(listen)
+        .await
+        .with_context(|| format!("listen on {listen}"))?;
+    eprintln!("a development store, not for real data: http://{listen} bucket {bucket}");
+    let server = Builder::new(TokioExecutor::new());
+    loop {
+        match listener.accept().await {
+            Ok((socket, _)) => {
+                // Answers are small and many; waiting to fill packets would cost 40 ms each.
+                socket.set_nodelay(true).context("send answers at once")?;
+                let connection = server
+                    .serve_connection(TokioIo::new(socket), service.clone())
+                    .into_owned();
+                // A client that breaks its connection is that client's affair.
+                tokio::spawn(async move { connection.await.ok() });
+            }
+            Err(error) => {
+                eprintln!("accept a connection: {error}");
+                tokio::time::sleep(ACCEPT_AGAIN_AFTER).await;
+            }
+        }
+    }
+}

@@ -1,0 +1,179 @@
+//! What the machine must have: installed by `up` where Debian packages it, told by `doctor` where only a person can.
+
+use crate::cache::run_logged;
+use crate::cgroup;
+use crate::steps::Steps;
+use anyhow::{Context, Result, bail};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// Programs and files the lab uses, and the Debian package of each.
+const FROM_DEBIAN: &[(&str, &str)] = &[
+    ("ip", "iproute2"),
+    ("setsid", "util-linux"),
+    ("unshare", "util-linux"),
+    ("nsenter", "util-linux"),
+    ("openssl", "openssl"),
+    ("mmdebstrap", "mmdebstrap"),
+    (
+        "/usr/share/keyrings/debian-archive-keyring.gpg",
+        "debian-archive-keyring",
+    ),
+    ("cc", "gcc"),
+    ("strip", "binutils"),
+    ("/usr/include/stdlib.h", "libc6-dev"),
+];
+/// Programs only a person can bring, and how.
+const FROM_A_PERSON: &[(&str, &str)] = &[
+    ("go", "install Go 1.26 or newer from the Go project"),
+    ("cargo", "install Rust with rustup"),
+    ("rustc", "install Rust with rustup"),
+];
+
+/// Installs the Debian packages that are missing; does nothing when there are none.
+pub fn install_missing() -> Result<()> {
+    let mut missing: Vec<&str> = FROM_DEBIAN
+        .iter()
+        .filter(|(what, _)| find(what).is_none())
+        .map(|(_, package)| *package)
+        .collect();
+    missing.dedup();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let apt = |words: &[&str]| {
+        let mut command = Command::new("apt-get");
+        command.env("DEBIAN_FRONTEND", "noninteractive").args(words);
+        run_logged("apt", &mut command)
+    };
+    apt(&["update"]).context("refresh the list of Debian packages")?;
+    apt(&[
+        &["install", "--yes", "--no-install-recommends"],
+        &missing[..],
+    ]
+    .concat())
+    .with_context(|| format!("install {}", missing.join(", ")))
+}
+
+/// Fails, with all reasons, when a lab cannot run here.
+pub fn check(root_needed: bool) -> Result<()> {
+    let mut reasons: Vec<String> = Vec::new();
+    if root_needed && !rustix::process::geteuid().is_root() {
+        reasons.push("a lab needs root: namespaces, mounts and cgroups; run it with sudo or in a virtual machine".into());
+    }
+    reasons.extend(
+        FROM_A_PERSON
+            .iter()
+            .filter(|(what, _)| find(what).is_none())
+            .map(|(what, how)| format!("{what} is missing: {how}")),
+    );
+    if find("apt-get").is_none() {
+        reasons.push(
+            "apt-get is missing: the lab builds its nodes from Debian packages and runs on Debian"
+                .into(),
+        );
+    }
+    if !reasons.is_empty() {
+        bail!("this machine cannot run a lab:\n  {}", reasons.join("\n  "));
+    }
+    Ok(())
+}
+
+/// Tells what is here and what isn't. Gives whether a lab can run.
+pub fn doctor() -> bool {
+    let mut well = true;
+    for (what, package) in FROM_DEBIAN {
+        match find(what) {
+            Some(path) => println!("ok       {what}: {}", path.display()),
+            None => println!("will be  {what}: `lab up` installs the Debian package {package}"),
+        }
+    }
+    for (what, how) in FROM_A_PERSON {
+        match find(what) {
+            Some(path) => println!("ok       {what}: {}", path.display()),
+            None => {
+                well = false;
+                println!("MISSING  {what}: {how}");
+            }
+        }
+    }
+    for (what, state) in [
+        ("root", check(true).map(|()| "yes".to_owned())),
+        ("cgroups", cgroup_kind()),
+        ("memory", memory()),
+    ] {
+        match state {
+            Ok(text) => println!("ok       {what}: {text}"),
+            Err(error) => {
+                well = false;
+                println!("MISSING  {what}: {error:#}");
+            }
+        }
+    }
+    well
+}
+
+fn cgroup_kind() -> Result<String> {
+    let found = cgroup::hierarchies()?;
+    let v2 = found
+        .iter()
+        .any(|hierarchy| hierarchy.kind == cgroup::Kind::V2);
+    Ok(if v2 {
+        "v2 (the lab is tried on v1 more often)".into()
+    } else {
+        format!("v1, {} hierarchies", found.len())
+    })
+}
+
+/// A lab of two nodes takes about 2 GiB, its first build (Kubernetes, linked by go) 4.
+fn memory() -> Result<String> {
+    const NEEDED_MIB: u64 = 4 * 1024;
+    let text = std::fs::read_to_string("/proc/meminfo").context("read the machine's memory")?;
+    let kib = text.lines().find_map(|line| {
+        line.strip_prefix("MemAvailable:")?
+            .split_whitespace()
+            .next()?
+            .parse::<u64>()
+            .ok()
+    });
+    let mib = kib.context("find the available memory in /proc/meminfo")? / 1024;
+    if mib < NEEDED_MIB {
+        bail!("{mib} MiB available; a lab wants {NEEDED_MIB}");
+    }
+    Ok(format!("{mib} MiB available"))
+}
+
+/// Reports the installation as a step only when there is one to do.
+pub fn prepare(steps: &Steps) -> Result<()> {
+    check(true)?;
+    if FROM_DEBIAN.iter().any(|(what, _)| find(what).is_none()) {
+        return steps.run("install missing Debian packages", install_missing);
+    }
+    Ok(())
+}
+
+/// A program on the PATH, or a file by its absolute path.
+fn find(what: &str) -> Option<PathBuf> {
+    if what.starts_with('/') {
+        return Path::new(what).exists().then(|| what.into());
+    }
+    let path = std::env::var_os("PATH")?;
+    // Administrators' programs are not on everybody's PATH, but the lab runs as root and will find them.
+    let folders = std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]);
+    folders
+        .map(|folder| folder.join(what))
+        .find(|file| file.is_file())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_is_found_on_the_path_and_a_file_by_its_own() {
+        assert!(find("sh").is_some());
+        assert!(find("/etc/passwd").is_some());
+        assert!(find("no-such-program-anywhere").is_none());
+        assert!(find("/no/such/file").is_none());
+    }
+}
