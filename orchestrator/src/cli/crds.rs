@@ -3,14 +3,40 @@
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::CustomResourceExt;
+use serde_json::Value;
 
 use super::{failure::Failure, output};
 use crate::k8s::resource::{MigrationNode, PodMigration};
 
 /// Every resource of ours.
+///
+/// # Panics
+/// Never: what is read back is what was written, less a hint.
 #[must_use]
 pub fn crds() -> Vec<CustomResourceDefinition> {
-    vec![PodMigration::crd(), MigrationNode::crd()]
+    [PodMigration::crd(), MigrationNode::crd()]
+        .iter()
+        .map(|crd| {
+            let mut json = serde_json::to_value(crd).expect("a definition is plain data");
+            forget_unsigned_formats(&mut json);
+            serde_json::from_value(json).expect("a definition without format hints is one")
+        })
+        .collect()
+}
+
+/// Kubernetes has no unsigned formats and warns of each at every apply; `minimum: 0`, which stays, says the same.
+fn forget_unsigned_formats(json: &mut Value) {
+    match json {
+        Value::Object(fields) => {
+            if matches!(fields.get("format"), Some(Value::String(format)) if format.starts_with("uint"))
+            {
+                fields.remove("format");
+            }
+            fields.values_mut().for_each(forget_unsigned_formats);
+        }
+        Value::Array(items) => items.iter_mut().for_each(forget_unsigned_formats),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
+    }
 }
 
 /// As `kubectl apply` reads them.

@@ -40,7 +40,7 @@ pub enum Failure {
         doing: String,
     },
     /// No such object.
-    #[error("there is no {resource} {name:?} in namespace {namespace:?}")]
+    #[error("there is none of the {resource} named {name:?} in namespace {namespace:?}")]
     NotFound {
         /// Plural name.
         resource: &'static str,
@@ -296,7 +296,7 @@ mod tests {
         );
         assert_eq!(
             failure.to_string(),
-            "there is no podmigrations \"kuard-1\" in namespace \"shop\""
+            "there is none of the podmigrations named \"kuard-1\" in namespace \"shop\""
         );
     }
 
