@@ -53,13 +53,6 @@ pub fn describe(object: &PodMigration, ink: Ink) -> String {
 }
 
 fn header(object: &PodMigration, status: &PodMigrationStatus) -> String {
-    let PodMigrationSpec {
-        pod,
-        target_node,
-        max_freeze_milliseconds,
-        timeout_seconds,
-        dry_run,
-    } = &object.spec;
     let mut text = String::new();
     let mut field = |label: &str, value: String| {
         if !value.is_empty() {
@@ -71,28 +64,16 @@ fn header(object: &PodMigration, status: &PodMigrationStatus) -> String {
         "Namespace",
         object.metadata.namespace.clone().unwrap_or_default(),
     );
-    field("Pod", pod.clone());
+    field("Pod", object.spec.pod.clone());
     field(
         "Route",
         format!(
-            "{} -> {target_node}",
-            status.source_node.as_deref().unwrap_or("?")
+            "{} -> {}",
+            status.source_node.as_deref().unwrap_or("?"),
+            object.spec.target_node
         ),
     );
-    let asked = [
-        dry_run.then(|| "only a plan".to_owned()),
-        max_freeze_milliseconds.map(|ms| format!("freeze at most {}", units::milliseconds(ms))),
-        timeout_seconds.map(|s| {
-            format!(
-                "committed within {}",
-                units::milliseconds(s.saturating_mul(1_000))
-            )
-        }),
-    ];
-    field(
-        "Asked",
-        asked.into_iter().flatten().collect::<Vec<_>>().join(", "),
-    );
+    field("Asked", asked(&object.spec));
     field("Phase", phase(object, status));
     field("Freeze", summary::freeze(status).unwrap_or_default());
     field(
@@ -125,6 +106,25 @@ fn header(object: &PodMigration, status: &PodMigrationStatus) -> String {
             .replace('-', ""),
     );
     text
+}
+
+/// The limits that were asked for.
+fn asked(spec: &PodMigrationSpec) -> String {
+    let PodMigrationSpec {
+        pod: _,
+        target_node: _,
+        max_freeze_milliseconds,
+        timeout_seconds,
+        dry_run,
+    } = spec;
+    let freeze = max_freeze_milliseconds.map(units::milliseconds);
+    let timeout = timeout_seconds.map(|s| units::milliseconds(s.saturating_mul(1_000)));
+    let limits = [
+        dry_run.then(|| "only a plan".to_owned()),
+        freeze.map(|freeze| format!("freeze at most {freeze}")),
+        timeout.map(|timeout| format!("committed within {timeout}")),
+    ];
+    limits.into_iter().flatten().collect::<Vec<_>>().join(", ")
 }
 
 fn phase(object: &PodMigration, status: &PodMigrationStatus) -> String {
