@@ -128,13 +128,14 @@ impl Cluster {
             uid: object.metadata.uid.clone(),
             resource_version: None,
         });
-        match self.migrations(namespace).delete(name, &exactly).await {
-            Ok(_) => Ok(()),
-            Err(error) => match asking.failure(&error) {
-                Failure::NotFound { .. } => Ok(()),
-                failure => Err(failure),
-            },
+        let Err(error) = self.migrations(namespace).delete(name, &exactly).await else {
+            return Ok(());
+        };
+        let failure = asking.failure(&error);
+        if matches!(failure, Failure::NotFound { .. }) {
+            return Ok(());
         }
+        Err(failure)
     }
 
     /// What every node can do, by name.

@@ -141,13 +141,13 @@ impl Asking<'_> {
 
     /// What an error of the client means for this question.
     pub fn failure(&self, error: &kube::Error) -> Failure {
-        match error {
-            kube::Error::Api(status) => self.answered(status),
-            // Every other variant is a failure to ask or to understand, which users settle in the same way.
-            other => Failure::Api {
-                doing: self.doing(),
-                reason: chain(other),
-            },
+        if let kube::Error::Api(status) = error {
+            return self.answered(status);
+        }
+        // Every other variant is a failure to ask or to understand, which users settle in the same way.
+        Failure::Api {
+            doing: self.doing(),
+            reason: chain(error),
         }
     }
 
@@ -201,6 +201,23 @@ fn chain(error: &dyn std::error::Error) -> String {
 }
 
 impl Failure {
+    /// The same question may be answered later without anybody doing anything about us.
+    pub fn heals(&self) -> bool {
+        match self {
+            Self::Api { .. } | Self::NotFound { .. } | Self::Invalid { .. } => true,
+            Self::Kubeconfig { .. }
+            | Self::NotInstalled { .. }
+            | Self::Forbidden { .. }
+            | Self::Unauthorized { .. }
+            | Self::NoNamespace { .. }
+            | Self::TwoNamespaces { .. }
+            | Self::Print { .. }
+            | Self::Man { .. }
+            | Self::TooLate { .. }
+            | Self::Process { .. } => false,
+        }
+    }
+
     /// The next thing to do; `None` when the error says all there is.
     pub fn remedy(&self) -> Option<String> {
         match self {

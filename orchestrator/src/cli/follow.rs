@@ -139,16 +139,11 @@ fn patient(asking: &Asking<'_>, error: &watcher::Error, story: &mut Story) -> Re
         watcher::Error::WatchError(status) => asking.answered(status),
         watcher::Error::NoResourceVersion => return Ok(()),
     };
-    match failure {
-        Failure::Forbidden { .. }
-        | Failure::Unauthorized { .. }
-        | Failure::NotInstalled { .. }
-        | Failure::NoNamespace { .. } => Err(failure),
-        other => {
-            story.say(&format!("{other}; trying again"));
-            Ok(())
-        }
+    if !failure.heals() {
+        return Err(failure);
     }
+    story.say(&format!("{failure}; trying again"));
+    Ok(())
 }
 
 /// Tells what happens, on stderr: a live line below the news on a terminal, the news alone elsewhere.
