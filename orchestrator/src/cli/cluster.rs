@@ -1,0 +1,163 @@
+//! The Kubernetes API as this command uses it: `podmigrations` and `migrationnodes`, nothing else.
+
+use kube::{
+    Api, Client, Config,
+    api::{DeleteParams, ListParams, PostParams, Preconditions},
+    config::{KubeConfigOptions, Kubeconfig},
+};
+
+use super::{
+    arguments::Access,
+    failure::{Asking, Failure},
+};
+use crate::k8s::resource::{MigrationNode, PodMigration};
+
+/// A connection, and the namespace the user means.
+pub struct Cluster {
+    client: Client,
+    /// By flag, else the context's.
+    pub namespace: String,
+}
+
+impl Cluster {
+    /// Reads the kubeconfig. Nothing is asked of the cluster yet.
+    pub async fn connect(access: &Access) -> Result<Self, Failure> {
+        let Access {
+            kubeconfig,
+            context,
+            namespace,
+        } = access;
+        let options = KubeConfigOptions {
+            context: context.clone(),
+            cluster: None,
+            user: None,
+        };
+        let config = match kubeconfig {
+            Some(path) => {
+                let file = Kubeconfig::read_from(path).map_err(kubeconfig_failure)?;
+                Config::from_custom_kubeconfig(file, &options)
+                    .await
+                    .map_err(kubeconfig_failure)?
+            }
+            None => match Config::from_kubeconfig(&options).await {
+                Ok(config) => config,
+                // Inside a pod there is no kubeconfig but a ServiceAccount; a context that was named must exist.
+                Err(error) if context.is_none() => {
+                    Config::incluster().map_err(|_| kubeconfig_failure(error))?
+                }
+                Err(error) => return Err(kubeconfig_failure(error)),
+            },
+        };
+        let namespace = namespace
+            .clone()
+            .unwrap_or_else(|| config.default_namespace.clone());
+        let client = Client::try_from(config).map_err(kubeconfig_failure)?;
+        Ok(Self { client, namespace })
+    }
+
+    /// Migrations of one namespace.
+    pub fn migrations(&self, namespace: &str) -> Api<PodMigration> {
+        Api::namespaced(self.client.clone(), namespace)
+    }
+
+    /// Creates a migration.
+    pub async fn create(
+        &self,
+        namespace: &str,
+        wanted: &PodMigration,
+    ) -> Result<PodMigration, Failure> {
+        let asking = Asking {
+            verb: "create",
+            resource: "podmigrations",
+            name: "",
+            namespace,
+        };
+        self.migrations(namespace)
+            .create(&PostParams::default(), wanted)
+            .await
+            .map_err(|error| asking.failure(&error))
+    }
+
+    /// One migration of the user's namespace.
+    pub async fn get(&self, name: &str) -> Result<PodMigration, Failure> {
+        let namespace = self.namespace.as_str();
+        let asking = Asking {
+            verb: "get",
+            resource: "podmigrations",
+            name,
+            namespace,
+        };
+        self.migrations(namespace)
+            .get(name)
+            .await
+            .map_err(|error| asking.failure(&error))
+    }
+
+    /// All migrations of a namespace, or of all, oldest first.
+    pub async fn list(&self, all_namespaces: bool) -> Result<Vec<PodMigration>, Failure> {
+        let (namespace, api) = if all_namespaces {
+            ("", Api::all(self.client.clone()))
+        } else {
+            (self.namespace.as_str(), self.migrations(&self.namespace))
+        };
+        let asking = Asking {
+            verb: "list",
+            resource: "podmigrations",
+            name: "",
+            namespace,
+        };
+        let mut found: Vec<PodMigration> = api
+            .list(&ListParams::default())
+            .await
+            .map_err(|error| asking.failure(&error))?
+            .items;
+        found.sort_by_key(|object| object.metadata.creation_timestamp.clone());
+        Ok(found)
+    }
+
+    /// Deletes exactly this object: a namesake that was made meanwhile stays. One that is gone already is no error.
+    pub async fn delete(&self, namespace: &str, object: &PodMigration) -> Result<(), Failure> {
+        let name = object.metadata.name.as_deref().unwrap_or_default();
+        let asking = Asking {
+            verb: "delete",
+            resource: "podmigrations",
+            name,
+            namespace,
+        };
+        let exactly = DeleteParams::default().preconditions(Preconditions {
+            uid: object.metadata.uid.clone(),
+            resource_version: None,
+        });
+        let Err(error) = self.migrations(namespace).delete(name, &exactly).await else {
+            return Ok(());
+        };
+        let failure = asking.failure(&error);
+        if matches!(failure, Failure::NotFound { .. }) {
+            return Ok(());
+        }
+        Err(failure)
+    }
+
+    /// What every node can do, by name.
+    pub async fn nodes(&self) -> Result<Vec<MigrationNode>, Failure> {
+        let asking = Asking {
+            verb: "list",
+            resource: "migrationnodes",
+            name: "",
+            namespace: "",
+        };
+        let mut found: Vec<MigrationNode> = Api::all(self.client.clone())
+            .list(&ListParams::default())
+            .await
+            .map_err(|error| asking.failure(&error))?
+            .items;
+        found.sort_by_key(|node| node.metadata.name.clone());
+        Ok(found)
+    }
+}
+
+fn kubeconfig_failure(error: impl std::fmt::Display) -> Failure {
+    Failure::Kubeconfig {
+        reason: error.to_string(),
+    }
+}
