@@ -113,7 +113,8 @@ pub struct ContainerView {
     pub stdin: bool,
     /// Volume devices and device claims by name.
     pub devices: Vec<String>,
-    /// How long the kubelet bears a silent liveness probe, milliseconds: failureThreshold x period + timeout.
+    /// How long the kubelet bears a silent container at worst, milliseconds: a probe may be due the moment it falls
+    /// silent, so (failureThreshold - 1) x period + timeout.
     pub liveness_deadline_ms: Option<u64>,
 }
 

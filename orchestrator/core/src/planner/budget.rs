@@ -21,8 +21,8 @@ pub const FREEZE_BYTES_PER_MS: u64 = 150_000;
 /// have given the pod up, so a longer one has to be asked for.
 pub const FREEZE_DEFAULT_MS: u64 = 60_000;
 
-/// Kept free before the liveness deadline: the kubelet's probes may be under way when the freeze begins (one period of
-/// jitter is in the deadline already) and the thaw takes up to 1 s: 1 s.
+/// Kept free before the liveness deadline (which counts from the worst moment already): undoing a hold, until the
+/// source answers its probe again, takes up to 1 s.
 pub const LIVENESS_MARGIN_MS: u64 = 1_000;
 
 /// Copies of the archive on the source at once: CRIU's directory, the content store, the unpacked copy, the tar.

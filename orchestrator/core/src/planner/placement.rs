@@ -126,9 +126,7 @@ fn room(case: &Case<'_>, target: &NodeView, findings: &mut Vec<Finding>) {
         if wanted > 0 && wanted > free {
             findings.push(Finding::new(
                 code,
-                format!(
-                    "node {name} has {free}{unit} {what} free, the pod requests {wanted}{unit}"
-                ),
+                format!("node {name} is short of {what}: {free}{unit} free, the pod requests {wanted}{unit}"),
                 "make room there, or name another node",
             ));
         }
@@ -139,7 +137,7 @@ fn room(case: &Case<'_>, target: &NodeView, findings: &mut Vec<Finding>) {
     ask(
         "NoRoomMemory",
         "memory",
-        " bytes of",
+        " bytes",
         pod.memory_request_bytes,
         memory.0,
         memory.1,
