@@ -94,80 +94,46 @@ pub fn entered(migration: &Migration) -> Event {
     }
 }
 
+/// Warning: not what the user asked for.
 fn words(migration: &Migration) -> (EventType, String) {
     let target = &migration.request.target;
     let source = migration.plan.as_ref().map_or("", |p| p.source.0.as_str());
-    let reason = || match &migration.reason {
+    let reason = match &migration.reason {
         Some(reason) => reason.to_string(),
         None => "no reason is known".to_owned(),
     };
-    let freeze = || match migration.freeze_ms() {
+    let freeze = match migration.freeze_ms() {
         Some(ms) => format!(" after a freeze of {}", super::status::duration(ms)),
         None => String::new(),
     };
+    let node = migration
+        .restored
+        .as_ref()
+        .map_or("", |r| r.node.0.as_str());
+    let refusals: Vec<_> = migration.refusals.iter().map(ToString::to_string).collect();
+    let refusals = refusals.join("; ");
+    let (normal, warning) = (EventType::Normal, EventType::Warning);
     match migration.phase {
-        Phase::Planned => (
-            EventType::Normal,
-            format!("will be moved from {source} to {target}"),
-        ),
-        Phase::Preparing => (
-            EventType::Normal,
-            format!("its images are brought to {target}"),
-        ),
-        Phase::Holding => (
-            EventType::Normal,
-            format!("is frozen on {source} and stored"),
-        ),
-        Phase::Delivering => (
-            EventType::Normal,
-            format!("its checkpoint is brought to {target}"),
-        ),
-        Phase::Restoring => (EventType::Normal, format!("is restored on {target}")),
+        Phase::Planned => (normal, format!("will be moved from {source} to {target}")),
+        Phase::Preparing => (normal, format!("its images are brought to {target}")),
+        Phase::Holding => (normal, format!("is frozen on {source} and stored")),
+        Phase::Delivering => (normal, format!("its checkpoint is brought to {target}")),
+        Phase::Restoring => (normal, format!("is restored on {target}")),
         Phase::Rescuing => (
-            EventType::Warning,
-            format!(
-                "could not be restored on {target} and is restored elsewhere: {}",
-                reason()
-            ),
+            warning,
+            format!("is restored, but not on {target}: {reason}"),
         ),
-        Phase::Retiring => (
-            EventType::Normal,
-            format!("is tidied up behind on {source}"),
+        Phase::Retiring => (normal, format!("is tidied up behind on {source}")),
+        Phase::Releasing => (warning, format!("is released on {source}: {reason}")),
+        Phase::Succeeded => (normal, format!("runs on {target}{freeze}")),
+        Phase::RolledBack => (warning, format!("stays on {source}: {reason}")),
+        Phase::Rescued => (
+            warning,
+            format!("runs on {node}{freeze}, not on {target}: {reason}"),
         ),
-        Phase::Releasing => (
-            EventType::Warning,
-            format!("is released on {source}: {}", reason()),
-        ),
-        Phase::Succeeded => (EventType::Normal, format!("runs on {target}{}", freeze())),
-        Phase::RolledBack => (
-            EventType::Warning,
-            format!("stays on {source}: {}", reason()),
-        ),
-        Phase::Rescued => {
-            let node = migration
-                .restored
-                .as_ref()
-                .map_or("", |r| r.node.0.as_str());
-            (
-                EventType::Warning,
-                format!("runs on {node}{}, not on {target}: {}", freeze(), reason()),
-            )
-        }
-        Phase::Refused => {
-            let all: Vec<_> = migration.refusals.iter().map(ToString::to_string).collect();
-            (
-                EventType::Warning,
-                format!("is not moved: {}", all.join("; ")),
-            )
-        }
-        Phase::Previewed => (
-            EventType::Normal,
-            format!("could be moved from {source} to {target}"),
-        ),
-        Phase::Abandoned => (
-            EventType::Warning,
-            format!("was deleted while it was moved: {}", reason()),
-        ),
+        Phase::Refused => (warning, format!("is not moved: {refusals}")),
+        Phase::Previewed => (normal, format!("could be moved from {source} to {target}")),
+        Phase::Abandoned => (warning, format!("was deleted while it was moved: {reason}")),
     }
 }
 
