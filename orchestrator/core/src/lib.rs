@@ -2,12 +2,14 @@
 //!
 //! * [`migration`]: what can happen to a migration, and who may run the pod in each phase. Start here.
 //! * [`state`]: the replicated state; [`State::apply`](state::State::apply) is its only writer.
+//! * [`planner`]: may this pod move, and how; every reason when not. From a [`view`] to a [`plan`].
 //!
 //! Everything that must be the same on every peer is decided here, so it can be tested in milliseconds.
 
 pub mod id;
 pub mod migration;
 pub mod plan;
+pub mod planner;
 pub mod refusal;
 pub mod state;
 pub mod view;

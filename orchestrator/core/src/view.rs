@@ -15,7 +15,7 @@ pub struct View {
     pub pod: Option<PodView>,
     /// All nodes of the cluster.
     pub nodes: Vec<NodeView>,
-    /// Labels of the pods already on the target, for its required anti-affinity and ours.
+    /// The pods already on the target, for their required anti-affinity and ours, and for host ports.
     pub target_pods: Vec<TargetPodView>,
     /// What the source's worker saw of the pod's processes; the error says why it could not look.
     pub inspection: Result<InspectionView, String>,
@@ -62,9 +62,11 @@ pub struct PodView {
     pub node_selector: BTreeMap<String, String>,
     /// `requiredDuringSchedulingIgnoredDuringExecution` node affinity: terms are alternatives, empty means none asked.
     pub node_affinity: Vec<NodeTermView>,
-    /// Required pod anti-affinity terms with topology key `kubernetes.io/hostname`: match labels.
-    pub anti_affinity: Vec<BTreeMap<String, String>>,
-    /// Required pod affinity, anti-affinity or spread constraints we do not evaluate, in words.
+    /// Required pod affinity: every term needs a pod that matches it.
+    pub affinity: Vec<PodTermView>,
+    /// Required pod anti-affinity: no term may find a pod that matches it.
+    pub anti_affinity: Vec<PodTermView>,
+    /// Required constraints we do not evaluate (spread, namespace selectors), in words.
     pub unevaluated_constraints: Vec<String>,
     /// `spec.tolerations`.
     pub tolerations: Vec<TolerationView>,
@@ -76,6 +78,16 @@ pub struct PodView {
     pub other_requests: BTreeMap<String, u64>,
     /// `spec.terminationGracePeriodSeconds`.
     pub grace_seconds: u64,
+    /// `metadata.labels`.
+    pub labels: BTreeMap<String, String>,
+    /// `metadata.finalizers` that are not ours: they would keep the object, and so its name, after our delete.
+    pub finalizers: Vec<String>,
+    /// `spec.runtimeClassName`.
+    pub runtime_class: Option<String>,
+    /// Ports of the node it takes.
+    pub host_ports: Vec<HostPortView>,
+    /// The pod's object for the target as JSON, "" when it could not be made.
+    pub target_pod: String,
 }
 
 /// A container of the pod.
@@ -93,13 +105,16 @@ pub struct ContainerView {
     pub container_id: String,
     /// `state.running` is set.
     pub running: bool,
+    /// Why it does not run, as the kubelet says it ("CrashLoopBackOff"); "" when it runs or nothing is said.
+    pub not_running: String,
     /// `tty: true`.
     pub tty: bool,
     /// `stdin: true`.
     pub stdin: bool,
     /// Volume devices and device claims by name.
     pub devices: Vec<String>,
-    /// How long the kubelet bears a silent liveness probe, milliseconds: failureThreshold x period + timeout.
+    /// How long the kubelet bears a silent container at worst, milliseconds: a probe may be due the moment it falls
+    /// silent, so (failureThreshold - 1) x period + timeout.
     pub liveness_deadline_ms: Option<u64>,
 }
 
@@ -115,6 +130,28 @@ pub struct ExpressionView {
     pub operator: String,
     /// The values.
     pub values: Vec<String>,
+}
+
+/// A required term of pod affinity or anti-affinity.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct PodTermView {
+    /// All must hold for the labels of the other pod. Kubernetes' empty selector matches every pod: no expressions.
+    pub selector: Vec<ExpressionView>,
+    /// Where the other pod may live; the view has put the pod's own namespace where none was named.
+    pub namespaces: Vec<String>,
+    /// The node label that makes two nodes one place.
+    pub topology_key: String,
+}
+
+/// A port of the node that a container takes.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct HostPortView {
+    /// TCP, UDP, SCTP.
+    pub protocol: String,
+    /// The node's address, "0.0.0.0" for all.
+    pub ip: String,
+    /// The number.
+    pub port: u16,
 }
 
 /// A toleration.
@@ -148,8 +185,10 @@ pub struct TargetPodView {
     pub pod: PodRef,
     /// Its labels.
     pub labels: BTreeMap<String, String>,
-    /// Its required anti-affinity by host name.
-    pub anti_affinity: Vec<BTreeMap<String, String>>,
+    /// Its required anti-affinity, which forbids others to come as well.
+    pub anti_affinity: Vec<PodTermView>,
+    /// Ports of the node it takes.
+    pub host_ports: Vec<HostPortView>,
 }
 
 /// A node.
@@ -213,4 +252,6 @@ pub struct InspectionView {
     pub warnings: Vec<Finding>,
     /// Predicted archives, bytes.
     pub archive_bytes: u64,
+    /// Digests by container, for those whose digest Kubernetes does not know (imported, never pulled).
+    pub image_digests: BTreeMap<String, String>,
 }

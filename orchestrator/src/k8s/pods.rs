@@ -1,0 +1,453 @@
+//! The few writes to pods by which one pod takes another's place. The order is the safety:
+//!
+//! ```text
+//! source   add_hold        finalizer: whoever deletes the pod now leaves an object we can see
+//!          delete_source   1 mark it committed (resourceVersion: not if anything happened since we looked)
+//!                          2 delete it (UID, no grace)
+//!                          3 take the finalizer off: the name is free
+//! target   create_target   the name is the fence: there is one pod of it
+//! undo     release_source  finalizer and notes off; delete_target (UID)
+//! ```
+//!
+//! A deletion that we did not mark is somebody else's, and is obeyed. One that falls between our mark and our delete
+//! cannot be told from ours; it is taken for ours, for the other reading could lose a pod nobody deleted, after a crash
+//! between 1 and 3. So the mark is the instant of the commit as Kubernetes sees it, and whoever deletes the pod later
+//! has deleted an object that was already replaced.
+//!
+//! Every function may be repeated, by another leader, too, and then finds its work done.
+
+use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
+use kube::{
+    Api, Client,
+    api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions},
+};
+use orchestrator_core::id::{MigrationId, PodRef, PodUid};
+use serde_json::{Value, json};
+
+use super::call::{CallError, bounded, if_there};
+
+/// Keeps the source's object, and thereby its name and the news of its deletion.
+pub const HOLD_FINALIZER: &str = "longshore.dev/hold";
+/// On the source: the migration that holds it.
+pub const HELD_ANNOTATION: &str = "longshore.dev/held-for";
+/// On the source: the migration that has committed and deletes it.
+pub const COMMITTED_ANNOTATION: &str = "longshore.dev/committed";
+/// On the target: the migration that made it. Not the same as the source's, or a source would pass for its target.
+pub const MIGRATION_ANNOTATION: &str = "longshore.dev/migration";
+
+/// Who the managed fields say we are.
+pub const FIELD_MANAGER: &str = "longshore";
+
+/// Rounds of look and write before we give up for now. The kubelet writes a pod's status at most every second, a round
+/// takes some 20 ms: two collisions in a row are rare, eight are a fault.
+const ROUNDS_MAX: u32 = 8;
+
+/// The source as Kubernetes has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SourceState {
+    /// There, and nobody has deleted it.
+    Present,
+    /// Deleted by somebody else; the finalizer still keeps it.
+    Deleting,
+    /// Marked and deleted by this migration, not gone yet.
+    Leaving,
+    /// No pod of that name.
+    Gone,
+    /// Another pod of that name.
+    OtherPod,
+}
+
+/// How deleting the source ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SourceDeleted {
+    /// The object is gone and its name free, or taken by another pod already.
+    Gone,
+    /// Somebody else had deleted it before our commit; nothing was changed.
+    PodDeleted,
+}
+
+/// Why there is no target pod.
+#[derive(Debug, thiserror::Error)]
+pub enum CreateError {
+    /// The name belongs to a pod that is not this migration's.
+    #[error("the name {pod} is taken by the pod with UID {uid}{why}")]
+    Taken {
+        /// Which name.
+        pod: PodRef,
+        /// By whom.
+        uid: String,
+        /// ", which is being deleted", or "".
+        why: &'static str,
+    },
+    /// The call failed.
+    #[error(transparent)]
+    Call(#[from] CallError),
+}
+
+/// What the driver needs to know of the target.
+#[derive(Clone, Debug, PartialEq)]
+pub enum TargetState {
+    /// No pod of that name.
+    Gone,
+    /// Another pod of that name.
+    OtherPod(PodUid),
+    /// There.
+    There(TargetStatus),
+}
+
+/// The target pod's state.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct TargetStatus {
+    /// `status.phase`.
+    pub phase: String,
+    /// `status.reason` and message: the kubelet's words when it did not admit the pod.
+    pub reason: String,
+    /// Somebody deleted it.
+    pub deleting: bool,
+    /// Condition Ready.
+    pub ready: bool,
+    /// `status.podIP`, "" before there is one.
+    pub pod_ip: String,
+    /// Sidecars and regular containers.
+    pub containers: Vec<TargetContainer>,
+}
+
+/// A container of the target pod.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct TargetContainer {
+    /// Its name.
+    pub name: String,
+    /// It runs.
+    pub running: bool,
+    /// Why it waits or how it ended: reason and message, "" when it runs.
+    pub not_running: String,
+    /// Above 0: it was started again, so it may have been started afresh.
+    pub restarts: u32,
+    /// The runtime's id, without its scheme; "" before there is one.
+    pub container_id: String,
+}
+
+/// Writes pods, as one client.
+#[derive(Clone)]
+pub struct Pods {
+    client: Client,
+}
+
+impl Pods {
+    /// With a client whose `default_retry` is off.
+    #[must_use]
+    pub fn new(client: Client) -> Self {
+        Self { client }
+    }
+
+    fn api(&self, pod: &PodRef) -> Api<Pod> {
+        Api::namespaced(self.client.clone(), &pod.namespace)
+    }
+
+    async fn get(&self, pod: &PodRef) -> Result<Option<Pod>, CallError> {
+        let api = self.api(pod);
+        if_there(bounded(format!("get pod {pod}"), api.get(&pod.name)).await)
+    }
+
+    /// Puts the hold's finalizer on the source. Present: it is held for this migration. Repeating it changes nothing.
+    ///
+    /// # Errors
+    /// When the API server gives no clear answer.
+    pub async fn add_hold(
+        &self,
+        pod: &PodRef,
+        uid: &PodUid,
+        migration: &MigrationId,
+    ) -> Result<SourceState, CallError> {
+        for _ in 0..ROUNDS_MAX {
+            let found = self.get(pod).await?;
+            let state = source_state(found.as_ref(), uid, migration);
+            let Some(object) = found.filter(|_| state == SourceState::Present) else {
+                return Ok(state);
+            };
+            let mut finalizers = object.metadata.finalizers.clone().unwrap_or_default();
+            let held = annotation(&object, HELD_ANNOTATION) == Some(&migration.0);
+            if held && finalizers.iter().any(|f| f == HOLD_FINALIZER) {
+                return Ok(state);
+            }
+            finalizers.retain(|f| f != HOLD_FINALIZER);
+            finalizers.push(HOLD_FINALIZER.to_owned());
+            // A mark of an earlier migration would make this one's source look committed.
+            let notes = json!({ HELD_ANNOTATION: migration.0, COMMITTED_ANNOTATION: null });
+            let change = json!({ "annotations": notes, "finalizers": finalizers });
+            if self.patch(pod, &object, "hold", change).await? {
+                return Ok(SourceState::Present);
+            }
+        }
+        Err(unsettled("hold", pod))
+    }
+
+    /// The source now.
+    ///
+    /// # Errors
+    /// When the API server gives no clear answer.
+    pub async fn source_state(
+        &self,
+        pod: &PodRef,
+        uid: &PodUid,
+        migration: &MigrationId,
+    ) -> Result<SourceState, CallError> {
+        Ok(source_state(self.get(pod).await?.as_ref(), uid, migration))
+    }
+
+    /// Marks, deletes and lets go of the source. Repeating it goes on where it stopped.
+    ///
+    /// # Errors
+    /// When the API server gives no clear answer, or something else keeps the object.
+    pub async fn delete_source(
+        &self,
+        pod: &PodRef,
+        uid: &PodUid,
+        migration: &MigrationId,
+    ) -> Result<SourceDeleted, CallError> {
+        for _ in 0..ROUNDS_MAX {
+            let found = self.get(pod).await?;
+            match (source_state(found.as_ref(), uid, migration), found) {
+                (SourceState::Gone | SourceState::OtherPod, _) | (_, None) => {
+                    return Ok(SourceDeleted::Gone);
+                }
+                (SourceState::Deleting, Some(_)) => return Ok(SourceDeleted::PodDeleted),
+                (SourceState::Present, Some(object)) => {
+                    if annotation(&object, COMMITTED_ANNOTATION) == Some(&migration.0) {
+                        self.delete(pod, uid).await?;
+                    } else {
+                        let notes = json!({ COMMITTED_ANNOTATION: migration.0 });
+                        self.patch(pod, &object, "commit", json!({ "annotations": notes }))
+                            .await?;
+                    }
+                }
+                (SourceState::Leaving, Some(object)) => {
+                    let ours = |f: &String| f == HOLD_FINALIZER;
+                    let finalizers = object.metadata.finalizers.clone().unwrap_or_default();
+                    if finalizers.iter().any(ours) {
+                        let rest: Vec<_> = finalizers.into_iter().filter(|f| !ours(f)).collect();
+                        self.patch(pod, &object, "let go of", json!({ "finalizers": rest }))
+                            .await?;
+                    } else {
+                        // Somebody's grace period is still running: ours is none.
+                        self.delete(pod, uid).await?;
+                    }
+                }
+            }
+        }
+        Err(unsettled("delete", pod))
+    }
+
+    /// Takes finalizer and notes off the source: it is an ordinary pod again, or, deleted by somebody, free to go.
+    /// Repeating it changes nothing; another migration's hold is left alone.
+    ///
+    /// # Errors
+    /// When the API server gives no clear answer.
+    pub async fn release_source(
+        &self,
+        pod: &PodRef,
+        uid: &PodUid,
+        migration: &MigrationId,
+    ) -> Result<(), CallError> {
+        for _ in 0..ROUNDS_MAX {
+            let Some(object) = self.get(pod).await? else {
+                return Ok(());
+            };
+            let ours = annotation(&object, HELD_ANNOTATION) == Some(&migration.0);
+            if !ours || object.metadata.uid.as_ref() != Some(&uid.0) {
+                return Ok(());
+            }
+            let finalizers = object.metadata.finalizers.iter().flatten();
+            let rest: Vec<_> = finalizers.filter(|f| *f != HOLD_FINALIZER).collect();
+            let notes = json!({ HELD_ANNOTATION: null, COMMITTED_ANNOTATION: null });
+            let change = json!({ "annotations": notes, "finalizers": rest });
+            if self.patch(pod, &object, "release", change).await? {
+                return Ok(());
+            }
+        }
+        Err(unsettled("release", pod))
+    }
+
+    /// Makes the target pod (see `target_pod::with_images`), and answers its UID. Made already by this migration on
+    /// this node: done.
+    ///
+    /// # Errors
+    /// Taken when the name is another's; otherwise as the call's. A refusal may pass: a quota counts the source for some
+    /// seconds after it is gone.
+    pub async fn create_target(&self, pod: &PodRef, target: &Pod) -> Result<PodUid, CreateError> {
+        let api = self.api(pod);
+        let params = PostParams {
+            field_manager: Some(FIELD_MANAGER.to_owned()),
+            ..PostParams::default()
+        };
+        let answer = bounded(format!("create pod {pod}"), api.create(&params, target)).await;
+        let refused = match answer {
+            Ok(made) => return Ok(uid_of(&made)),
+            Err(error) if error.code() == Some(409) => error,
+            Err(error) => return Err(error.into()),
+        };
+        // Gone between the two calls: the refusal stands, the next attempt will succeed.
+        let Some(there) = self.get(pod).await? else {
+            return Err(refused.into());
+        };
+        let migration = annotation(target, MIGRATION_ANNOTATION);
+        let same = migration.is_some()
+            && annotation(&there, MIGRATION_ANNOTATION) == migration
+            && node(&there) == node(target);
+        let deleting = there.metadata.deletion_timestamp.is_some();
+        if same && !deleting {
+            return Ok(uid_of(&there));
+        }
+        Err(CreateError::Taken {
+            pod: pod.clone(),
+            uid: uid_of(&there).0,
+            why: if deleting {
+                ", which is being deleted"
+            } else {
+                ""
+            },
+        })
+    }
+
+    /// Deletes the target pod at once; Ok: no pod of this UID has the name any more, or soon. Repeating is harmless.
+    ///
+    /// # Errors
+    /// When the API server gives no clear answer.
+    pub async fn delete_target(&self, pod: &PodRef, uid: &PodUid) -> Result<(), CallError> {
+        self.delete(pod, uid).await
+    }
+
+    /// The target now.
+    ///
+    /// # Errors
+    /// When the API server gives no clear answer.
+    pub async fn target_status(
+        &self,
+        pod: &PodRef,
+        uid: &PodUid,
+    ) -> Result<TargetState, CallError> {
+        Ok(match self.get(pod).await? {
+            None => TargetState::Gone,
+            Some(object) if uid_of(&object) != *uid => TargetState::OtherPod(uid_of(&object)),
+            Some(object) => TargetState::There(target_status(&object)),
+        })
+    }
+
+    /// With UID and without grace. Not there, or another pod there by now, is done.
+    async fn delete(&self, pod: &PodRef, uid: &PodUid) -> Result<(), CallError> {
+        let params = DeleteParams {
+            grace_period_seconds: Some(0),
+            preconditions: Some(Preconditions {
+                uid: Some(uid.0.clone()),
+                resource_version: None,
+            }),
+            ..DeleteParams::default()
+        };
+        let api = self.api(pod);
+        match bounded(format!("delete pod {pod}"), api.delete(&pod.name, &params)).await {
+            Ok(_) => Ok(()),
+            Err(error) if matches!(error.code(), Some(404 | 409)) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Changes the metadata of the object as it was seen; false when it has changed since, or is gone.
+    async fn patch(
+        &self,
+        pod: &PodRef,
+        seen: &Pod,
+        verb: &str,
+        mut metadata: Value,
+    ) -> Result<bool, CallError> {
+        metadata["resourceVersion"] = json!(seen.metadata.resource_version);
+        let change = Patch::Merge(json!({ "metadata": metadata }));
+        let params = PatchParams {
+            field_manager: Some(FIELD_MANAGER.to_owned()),
+            ..PatchParams::default()
+        };
+        let api = self.api(pod);
+        let call = api.patch(&pod.name, &params, &change);
+        match bounded(format!("{verb} pod {pod}"), call).await {
+            Ok(_) => Ok(true),
+            Err(error) if matches!(error.code(), Some(404 | 409)) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+fn source_state(found: Option<&Pod>, uid: &PodUid, migration: &MigrationId) -> SourceState {
+    let Some(object) = found else {
+        return SourceState::Gone;
+    };
+    if uid_of(object) != *uid {
+        return SourceState::OtherPod;
+    }
+    let committed = annotation(object, COMMITTED_ANNOTATION) == Some(&migration.0);
+    match (object.metadata.deletion_timestamp.is_some(), committed) {
+        (false, _) => SourceState::Present,
+        (true, true) => SourceState::Leaving,
+        (true, false) => SourceState::Deleting,
+    }
+}
+
+fn target_status(object: &Pod) -> TargetStatus {
+    let status = object.status.clone().unwrap_or_default();
+    let words = [status.reason.clone(), status.message.clone()];
+    TargetStatus {
+        phase: status.phase.clone().unwrap_or_default(),
+        reason: words.into_iter().flatten().collect::<Vec<_>>().join(": "),
+        deleting: object.metadata.deletion_timestamp.is_some(),
+        ready: status
+            .conditions
+            .iter()
+            .flatten()
+            .any(|c| c.type_ == "Ready" && c.status == "True"),
+        pod_ip: status.pod_ip.clone().unwrap_or_default(),
+        containers: [&status.init_container_statuses, &status.container_statuses]
+            .into_iter()
+            .flatten()
+            .flatten()
+            .map(target_container)
+            .collect(),
+    }
+}
+
+fn target_container(status: &ContainerStatus) -> TargetContainer {
+    let state = status.state.clone().unwrap_or_default();
+    let waiting = state.waiting.map(|w| [w.reason, w.message]);
+    let ended = state.terminated.map(|t| {
+        let code = format!("exit code {}", t.exit_code);
+        [t.reason.or(Some(code)), t.message]
+    });
+    let words = waiting.or(ended).into_iter().flatten().flatten();
+    let id = status.container_id.as_deref().unwrap_or_default();
+    TargetContainer {
+        name: status.name.clone(),
+        running: state.running.is_some(),
+        not_running: words.collect::<Vec<_>>().join(": "),
+        restarts: u32::try_from(status.restart_count).unwrap_or(0),
+        container_id: id.split_once("://").map_or(id, |(_, id)| id).to_owned(),
+    }
+}
+
+fn annotation<'a>(object: &'a Pod, key: &str) -> Option<&'a String> {
+    object.metadata.annotations.as_ref()?.get(key)
+}
+
+fn node(object: &Pod) -> Option<&String> {
+    object.spec.as_ref()?.node_name.as_ref()
+}
+
+fn uid_of(object: &Pod) -> PodUid {
+    PodUid(object.metadata.uid.clone().unwrap_or_default())
+}
+
+fn unsettled(verb: &str, pod: &PodRef) -> CallError {
+    CallError::Unknown {
+        doing: format!("{verb} pod {pod}"),
+        why: format!("it is still there, or changed each time, after {ROUNDS_MAX} rounds"),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,356 @@
+use serde_json::{Value, json};
+
+use super::*;
+use crate::k8s::fake_api::{FakeApi, Objects};
+
+fn place() -> PodRef {
+    PodRef {
+        namespace: "default".into(),
+        name: "kuard".into(),
+    }
+}
+
+fn uid() -> PodUid {
+    "uid-1".into()
+}
+
+fn migration() -> MigrationId {
+    "m1".into()
+}
+
+fn object() -> Value {
+    json!({ "apiVersion": "v1", "kind": "Pod",
+        "metadata": { "name": "kuard", "namespace": "default", "uid": "uid-1",
+            "annotations": { "note": "mine" }, "finalizers": ["example.com/other"] },
+        "spec": { "containers": [], "nodeName": "node1" } })
+}
+
+/// A server with the source pod, and without the other finalizer unless asked for.
+fn api() -> FakeApi {
+    let api = FakeApi::default();
+    let mut source = object();
+    source["metadata"]["finalizers"] = json!([]);
+    api.with(|o| o.put(source));
+    api
+}
+
+fn kuard(api: &FakeApi) -> Option<Value> {
+    api.with(|o| o.by_name.get("kuard").cloned())
+}
+
+/// As `kubectl delete` does it.
+fn user_deletes(objects: &mut Objects) {
+    objects.delete("kuard", &json!({}));
+}
+
+/// As the kubelet does it every second.
+fn kubelet_writes(objects: &mut Objects) {
+    let object = objects.by_name["kuard"].clone();
+    objects.put(object);
+}
+
+async fn hold(api: &FakeApi) -> SourceState {
+    Pods::new(api.client())
+        .add_hold(&place(), &uid(), &migration())
+        .await
+        .unwrap()
+}
+
+async fn delete(api: &FakeApi) -> Result<SourceDeleted, CallError> {
+    Pods::new(api.client())
+        .delete_source(&place(), &uid(), &migration())
+        .await
+}
+
+fn target() -> Pod {
+    let target = json!({ "metadata": { "name": "kuard", "namespace": "default",
+            "annotations": { MIGRATION_ANNOTATION: "m1" } },
+        "spec": { "containers": [], "nodeName": "node2" } });
+    serde_json::from_value(target).unwrap()
+}
+
+#[tokio::test]
+async fn a_hold_is_added_once_and_leaves_the_rest_alone() {
+    let api = FakeApi::default();
+    api.with(|o| o.put(object()));
+    assert_eq!(hold(&api).await, SourceState::Present);
+    let meta = kuard(&api).unwrap()["metadata"].clone();
+    assert_eq!(
+        meta["finalizers"],
+        json!(["example.com/other", HOLD_FINALIZER])
+    );
+    assert_eq!(
+        meta["annotations"],
+        json!({ "note": "mine", HELD_ANNOTATION: "m1" })
+    );
+    let version = meta["resourceVersion"].clone();
+    assert_eq!(hold(&api).await, SourceState::Present);
+    assert_eq!(
+        kuard(&api).unwrap()["metadata"]["resourceVersion"],
+        version,
+        "the second time wrote nothing"
+    );
+}
+
+#[tokio::test]
+async fn a_hold_is_not_put_on_what_is_not_the_source() {
+    let api = api();
+    api.with(|o| {
+        o.by_name.get_mut("kuard").unwrap()["metadata"]["uid"] = json!("uid-9");
+    });
+    assert_eq!(hold(&api).await, SourceState::OtherPod);
+    assert_eq!(hold(&FakeApi::default()).await, SourceState::Gone);
+    let api = self::api();
+    api.with(user_deletes);
+    assert_eq!(hold(&api).await, SourceState::Deleting);
+}
+
+#[tokio::test]
+async fn a_hold_loses_no_race_against_a_deletion() {
+    let api = api();
+    api.before_call(1, user_deletes);
+    assert_eq!(
+        hold(&api).await,
+        SourceState::Deleting,
+        "deleted between the look and the write"
+    );
+}
+
+#[tokio::test]
+async fn the_source_is_marked_deleted_and_let_go_of_in_this_order() {
+    let api = api();
+    hold(&api).await;
+    api.with(|o| o.calls.clear());
+    assert_eq!(delete(&api).await.unwrap(), SourceDeleted::Gone);
+    assert_eq!(kuard(&api), None);
+    let writes: Vec<_> = api.with(|o| {
+        o.calls
+            .iter()
+            .filter(|c| !c.starts_with("GET"))
+            .cloned()
+            .collect()
+    });
+    assert_eq!(writes, ["PATCH kuard", "DELETE kuard", "PATCH kuard"]);
+    assert_eq!(delete(&api).await.unwrap(), SourceDeleted::Gone, "again");
+}
+
+#[tokio::test]
+async fn a_deletion_before_the_commit_is_obeyed_and_not_made_ours() {
+    let api = api();
+    hold(&api).await;
+    api.with(user_deletes);
+    let before = kuard(&api);
+    assert_eq!(delete(&api).await.unwrap(), SourceDeleted::PodDeleted);
+    assert_eq!(kuard(&api), before, "nothing was changed");
+    let api = self::api();
+    hold(&api).await;
+    let calls = api.with(|o| o.calls.len());
+    api.before_call(calls + 1, user_deletes);
+    assert_eq!(
+        delete(&api).await.unwrap(),
+        SourceDeleted::PodDeleted,
+        "between the look and the mark"
+    );
+}
+
+#[tokio::test]
+async fn a_deletion_after_the_mark_does_not_stop_the_commit() {
+    let api = api();
+    hold(&api).await;
+    let calls = api.with(|o| o.calls.len());
+    // Look, mark, look: then the user deletes with 30 s of grace.
+    api.before_call(calls + 3, user_deletes);
+    assert_eq!(delete(&api).await.unwrap(), SourceDeleted::Gone);
+    assert_eq!(
+        kuard(&api),
+        None,
+        "also with somebody's grace period running"
+    );
+}
+
+#[tokio::test]
+async fn a_crash_or_a_lost_answer_anywhere_is_gone_on_from() {
+    for lost in 0..8 {
+        let api = api();
+        hold(&api).await;
+        let calls = api.with(|o| o.calls.len());
+        api.lose_answer(calls + lost);
+        let first = delete(&api).await;
+        match first {
+            Ok(deleted) => assert_eq!(deleted, SourceDeleted::Gone),
+            Err(error) => {
+                assert_eq!(
+                    error.code(),
+                    None,
+                    "a lost answer is unknown, never a refusal"
+                );
+                assert_eq!(
+                    delete(&api).await.unwrap(),
+                    SourceDeleted::Gone,
+                    "lost answer {lost}"
+                );
+            }
+        }
+        assert_eq!(kuard(&api), None);
+    }
+}
+
+#[tokio::test]
+async fn the_kubelets_writes_only_cost_another_round() {
+    let api = api();
+    hold(&api).await;
+    let calls = api.with(|o| o.calls.len());
+    api.before_call(calls + 1, kubelet_writes);
+    api.before_call(calls + 3, kubelet_writes);
+    assert_eq!(delete(&api).await.unwrap(), SourceDeleted::Gone);
+}
+
+#[tokio::test]
+async fn a_pod_kept_by_somebody_is_in_doubt() {
+    let api = FakeApi::default();
+    api.with(|o| o.put(object()));
+    hold(&api).await;
+    let error = delete(&api).await.unwrap_err();
+    assert_eq!(error.code(), None, "{error}");
+    assert!(kuard(&api).is_some());
+}
+
+#[tokio::test]
+async fn another_pod_of_the_name_is_never_deleted() {
+    let api = api();
+    api.with(|o| {
+        o.by_name.get_mut("kuard").unwrap()["metadata"]["uid"] = json!("uid-9");
+    });
+    assert_eq!(delete(&api).await.unwrap(), SourceDeleted::Gone);
+    let pods = Pods::new(api.client());
+    pods.delete_target(&place(), &uid()).await.unwrap();
+    assert!(kuard(&api).is_some());
+}
+
+#[tokio::test]
+async fn a_released_source_is_an_ordinary_pod_again() {
+    let api = FakeApi::default();
+    api.with(|o| o.put(object()));
+    hold(&api).await;
+    let pods = Pods::new(api.client());
+    for _ in 0..2 {
+        pods.release_source(&place(), &uid(), &migration())
+            .await
+            .unwrap();
+        let meta = kuard(&api).unwrap()["metadata"].clone();
+        assert_eq!(meta["finalizers"], json!(["example.com/other"]));
+        assert_eq!(meta["annotations"], json!({ "note": "mine" }));
+    }
+}
+
+#[tokio::test]
+async fn a_deleted_source_goes_when_it_is_released() {
+    let api = api();
+    hold(&api).await;
+    api.with(|o| o.delete("kuard", &json!({ "gracePeriodSeconds": 0 })));
+    assert!(kuard(&api).is_some(), "the hold keeps it");
+    Pods::new(api.client())
+        .release_source(&place(), &uid(), &migration())
+        .await
+        .unwrap();
+    assert_eq!(kuard(&api), None);
+}
+
+#[tokio::test]
+async fn another_migrations_hold_is_left_alone() {
+    let api = api();
+    hold(&api).await;
+    let before = kuard(&api);
+    Pods::new(api.client())
+        .release_source(&place(), &uid(), &"m2".into())
+        .await
+        .unwrap();
+    assert_eq!(kuard(&api), before);
+}
+
+#[tokio::test]
+async fn the_target_is_made_once() {
+    let api = FakeApi::default();
+    let pods = Pods::new(api.client());
+    api.lose_answer(0);
+    assert!(
+        pods.create_target(&place(), &target()).await.is_err(),
+        "made, but we were not told"
+    );
+    let made = pods.create_target(&place(), &target()).await.unwrap();
+    assert_eq!(pods.create_target(&place(), &target()).await.unwrap(), made);
+    assert_eq!(kuard(&api).unwrap()["metadata"]["uid"], json!(made.0));
+}
+
+#[tokio::test]
+async fn a_held_source_never_passes_for_its_target() {
+    let api = api();
+    hold(&api).await;
+    let error = Pods::new(api.client())
+        .create_target(&place(), &target())
+        .await
+        .unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "the name default/kuard is taken by the pod with UID uid-1"
+    );
+}
+
+#[tokio::test]
+async fn a_target_elsewhere_or_deleted_is_not_this_one() {
+    let api = FakeApi::default();
+    let pods = Pods::new(api.client());
+    pods.create_target(&place(), &target()).await.unwrap();
+    let mut rescue = target();
+    rescue.spec.as_mut().unwrap().node_name = Some("node1".into());
+    assert!(matches!(
+        pods.create_target(&place(), &rescue).await,
+        Err(CreateError::Taken { .. })
+    ));
+    api.with(user_deletes);
+    let error = pods.create_target(&place(), &target()).await.unwrap_err();
+    assert!(
+        error.to_string().ends_with("which is being deleted"),
+        "{error}"
+    );
+}
+
+#[tokio::test]
+async fn the_targets_state_is_told() {
+    let api = FakeApi::default();
+    let pods = Pods::new(api.client());
+    assert_eq!(
+        pods.target_status(&place(), &uid()).await.unwrap(),
+        TargetState::Gone
+    );
+    let mut there = object();
+    there["status"] = json!({ "phase": "Running", "podIP": "10.0.2.7",
+        "conditions": [{ "type": "Ready", "status": "True" }],
+        "containerStatuses": [
+            { "name": "a", "image": "", "imageID": "", "ready": true, "restartCount": 0,
+              "containerID": "containerd://c1", "state": { "running": {} } },
+            { "name": "b", "image": "", "imageID": "", "ready": false, "restartCount": 2,
+              "state": { "waiting": { "reason": "CrashLoopBackOff", "message": "restore failed" } } }] });
+    api.with(|o| o.put(there));
+    let TargetState::There(status) = pods.target_status(&place(), &uid()).await.unwrap() else {
+        panic!("it is there");
+    };
+    assert!(status.ready && !status.deleting);
+    assert_eq!(
+        (status.phase.as_str(), status.pod_ip.as_str()),
+        ("Running", "10.0.2.7")
+    );
+    let [a, b] = &status.containers[..] else {
+        panic!("two containers");
+    };
+    assert_eq!(
+        (a.running, a.restarts, a.container_id.as_str()),
+        (true, 0, "c1")
+    );
+    assert_eq!(
+        (b.running, b.restarts, b.not_running.as_str()),
+        (false, 2, "CrashLoopBackOff: restore failed")
+    );
+    let other = pods.target_status(&place(), &"uid-2".into()).await.unwrap();
+    assert_eq!(other, TargetState::OtherPod(uid()));
+}

@@ -1,0 +1,347 @@
+//! Gets the base images onto the target with the pod's own pull secrets, while the source still runs.
+//!
+//! A short-lived pod on the target, one container an image, NAME@DIGEST, a command that no image has: the kubelet pulls
+//! with the secrets and the service account of the pod that moves, which we never read, and then fails to start it.
+//! Whatever happens, the pod is deleted; what a crash leaves behind is found by its label.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use k8s_openapi::api::core::v1::{
+    Capabilities, Container, ContainerStatus, Pod, PodSpec, SeccompProfile, SecurityContext,
+    Toleration,
+};
+use kube::{
+    Api, Client,
+    api::{DeleteParams, ListParams, ObjectMeta, PostParams},
+};
+use orchestrator_core::{
+    id::{MigrationId, NodeName},
+    plan::PlannedContainer,
+};
+
+use super::{
+    call::{CallError, bounded, if_there},
+    origin::pinned,
+    pods::FIELD_MANAGER,
+};
+
+/// On every pull pod: the migration it serves.
+pub const PREPULL_LABEL: &str = "longshore.dev/prepull";
+
+/// No image has this program.
+const IMPOSSIBLE: &str = "/longshore-only-wants-the-image";
+
+/// Between two looks at the pull pod: an image that is there already takes the kubelet about 1 s.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+
+/// Waiting for these, the image is not there and the kubelet has said why.
+const PULL_FAILURES: [&str; 6] = [
+    "ErrImagePull",
+    "ImagePullBackOff",
+    "InvalidImageName",
+    "ErrImageNeverPull",
+    "RegistryUnavailable",
+    "SignatureValidationFailed",
+];
+
+/// Waiting for these, nothing has been decided yet.
+const NOT_YET: [&str; 2] = ["ContainerCreating", "PodInitializing"];
+
+/// How the pull ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Pulled {
+    /// Every image is there.
+    All,
+    /// The kubelet's words: it can't.
+    Not(String),
+    /// Not within the time; it is given up.
+    TooSlow,
+}
+
+/// What to pull, and as whom.
+#[derive(Clone, Debug)]
+pub struct Wanted<'a> {
+    /// The pod for the target (`Plan::target_pod`): its namespace, service account and pull secrets are used.
+    pub like: &'a Pod,
+    /// Its containers, with their images' digests.
+    pub containers: &'a [PlannedContainer],
+    /// Where to.
+    pub node: &'a NodeName,
+    /// For whom.
+    pub migration: &'a MigrationId,
+}
+
+/// Pulls, waits, and removes the pull pod. Repeating it finds the images there, or a leftover pod to wait for.
+///
+/// # Errors
+/// When the API server gives no clear answer or does not allow the pod.
+pub async fn prepull(
+    client: &Client,
+    wanted: &Wanted<'_>,
+    patience: Duration,
+) -> Result<Pulled, CallError> {
+    let namespace = wanted.like.metadata.namespace.clone().unwrap_or_default();
+    let pods: Api<Pod> = Api::namespaced(client.clone(), &namespace);
+    let pod = pull_pod(wanted);
+    let name = pod.metadata.name.clone().unwrap_or_default();
+    let ended = pull(&pods, &pod, &name, patience).await;
+    let removed = remove(&pods, &name).await;
+    let ended = ended?;
+    removed?;
+    Ok(ended)
+}
+
+async fn pull(
+    pods: &Api<Pod>,
+    pod: &Pod,
+    name: &str,
+    patience: Duration,
+) -> Result<Pulled, CallError> {
+    let params = PostParams {
+        field_manager: Some(FIELD_MANAGER.to_owned()),
+        ..PostParams::default()
+    };
+    let made = bounded(format!("create pull pod {name}"), pods.create(&params, pod)).await;
+    match made {
+        Ok(_) => {}
+        Err(error) if error.code() == Some(409) => {}
+        Err(error) => return Err(error),
+    }
+    let watch = async {
+        loop {
+            let seen = if_there(bounded(format!("get pull pod {name}"), pods.get(name)).await)?;
+            match seen.as_ref().map(progress) {
+                None => {
+                    return Ok(Pulled::Not(
+                        "the pull pod was deleted by somebody".to_owned(),
+                    ));
+                }
+                Some(Some(end)) => return Ok(end),
+                Some(None) => tokio::time::sleep(LOOK_EVERY).await,
+            }
+        }
+    };
+    tokio::time::timeout(patience, watch)
+        .await
+        .unwrap_or(Ok(Pulled::TooSlow))
+}
+
+/// Removes what crashed attempts of this migration left.
+///
+/// # Errors
+/// When the API server gives no clear answer.
+pub async fn remove_leftovers(
+    client: &Client,
+    namespace: &str,
+    migration: &MigrationId,
+) -> Result<(), CallError> {
+    let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
+    let ours = ListParams::default().labels(&format!("{PREPULL_LABEL}={migration}"));
+    let left = bounded("list pull pods", pods.list(&ours)).await?;
+    for pod in left.items {
+        remove(&pods, pod.metadata.name.as_deref().unwrap_or_default()).await?;
+    }
+    Ok(())
+}
+
+async fn remove(pods: &Api<Pod>, name: &str) -> Result<(), CallError> {
+    let at_once = DeleteParams {
+        grace_period_seconds: Some(0),
+        ..DeleteParams::default()
+    };
+    let call = pods.delete(name, &at_once);
+    if_there(bounded(format!("delete pull pod {name}"), call).await).map(|_| ())
+}
+
+/// The pull pod. It runs nothing, so it is as harmless as the strictest namespace asks.
+#[must_use]
+pub fn pull_pod(wanted: &Wanted<'_>) -> Pod {
+    let like = wanted.like.spec.clone().unwrap_or_default();
+    let Wanted {
+        like: original,
+        containers,
+        node,
+        migration,
+    } = wanted;
+    // One container an image: two of one image would only wait for each other.
+    let images: BTreeMap<String, ()> = containers
+        .iter()
+        .map(|c| (pinned(&c.image, &c.image_digest), ()))
+        .collect();
+    let containers = images.into_keys().enumerate();
+    Pod {
+        metadata: ObjectMeta {
+            name: Some(format!("longshore-prepull-{migration}")),
+            namespace: original.metadata.namespace.clone(),
+            labels: Some(BTreeMap::from([(
+                PREPULL_LABEL.to_owned(),
+                migration.0.clone(),
+            )])),
+            ..ObjectMeta::default()
+        },
+        spec: Some(PodSpec {
+            containers: containers.map(|(at, image)| container(at, image)).collect(),
+            node_name: Some(node.0.clone()),
+            restart_policy: Some("Never".to_owned()),
+            service_account_name: like.service_account_name,
+            automount_service_account_token: Some(false),
+            enable_service_links: Some(false),
+            image_pull_secrets: like.image_pull_secrets,
+            termination_grace_period_seconds: Some(0),
+            tolerations: Some(vec![Toleration {
+                operator: Some("Exists".to_owned()),
+                ..Toleration::default()
+            }]),
+            ..PodSpec::default()
+        }),
+        status: None,
+    }
+}
+
+fn container(at: usize, image: String) -> Container {
+    Container {
+        name: format!("image-{at}"),
+        image: Some(image),
+        image_pull_policy: Some("IfNotPresent".to_owned()),
+        command: Some(vec![IMPOSSIBLE.to_owned()]),
+        security_context: Some(SecurityContext {
+            allow_privilege_escalation: Some(false),
+            capabilities: Some(Capabilities {
+                drop: Some(vec!["ALL".to_owned()]),
+                add: None,
+            }),
+            run_as_non_root: Some(true),
+            run_as_user: Some(65_534),
+            seccomp_profile: Some(SeccompProfile {
+                type_: "RuntimeDefault".to_owned(),
+                localhost_profile: None,
+            }),
+            ..SecurityContext::default()
+        }),
+        ..Container::default()
+    }
+}
+
+/// `None`: not decided yet.
+#[must_use]
+pub fn progress(pod: &Pod) -> Option<Pulled> {
+    let status = pod.status.clone().unwrap_or_default();
+    let containers = status.container_statuses.unwrap_or_default();
+    if let Some(why) = containers.iter().find_map(failure) {
+        return Some(Pulled::Not(why));
+    }
+    let wanted = pod.spec.as_ref().map_or(0, |spec| spec.containers.len());
+    if containers.len() == wanted && containers.iter().all(arrived) {
+        return Some(Pulled::All);
+    }
+    // Ended with containers that have not arrived: the kubelet did not admit it.
+    (status.phase.as_deref() == Some("Failed")).then(|| {
+        let words = [status.reason, status.message];
+        Pulled::Not(words.into_iter().flatten().collect::<Vec<_>>().join(": "))
+    })
+}
+
+fn failure(status: &ContainerStatus) -> Option<String> {
+    let waiting = status.state.as_ref()?.waiting.as_ref()?;
+    let reason = waiting.reason.clone().unwrap_or_default();
+    PULL_FAILURES.contains(&reason.as_str()).then(|| {
+        let message = waiting.message.clone().unwrap_or_default();
+        format!("{reason}: {message}")
+    })
+}
+
+/// The kubelet pulls first and makes the container then: whatever it says of the container, the image is there.
+fn arrived(status: &ContainerStatus) -> bool {
+    let Some(state) = &status.state else {
+        return false;
+    };
+    let waiting = state.waiting.as_ref().and_then(|w| w.reason.as_deref());
+    state.running.is_some()
+        || state.terminated.is_some()
+        || waiting.is_some_and(|reason| !NOT_YET.contains(&reason))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn planned(image: &str) -> PlannedContainer {
+        PlannedContainer {
+            name: "a".into(),
+            image: image.into(),
+            image_digest: "sha256:11".into(),
+            container_id: String::new(),
+            sidecar: false,
+        }
+    }
+
+    fn seen(states: &[serde_json::Value]) -> Option<Pulled> {
+        let statuses: Vec<_> = states
+            .iter()
+            .map(|state| {
+                serde_json::json!({ "name": "image-0", "image": "", "imageID": "", "ready": false,
+                    "restartCount": 0, "state": state })
+            })
+            .collect();
+        let pod = serde_json::json!({
+            "spec": { "containers": [{ "name": "image-0" }] },
+            "status": { "phase": "Pending", "containerStatuses": statuses },
+        });
+        progress(&serde_json::from_value(pod).unwrap())
+    }
+
+    fn waiting(reason: &str) -> serde_json::Value {
+        serde_json::json!({ "waiting": { "reason": reason, "message": "said the kubelet" } })
+    }
+
+    #[test]
+    fn the_pull_pod_pulls_by_digest_as_the_pod_that_moves() {
+        let like: Pod = serde_json::from_value(serde_json::json!({
+            "metadata": { "name": "kuard", "namespace": "shop" },
+            "spec": { "containers": [], "serviceAccountName": "web", "imagePullSecrets": [{ "name": "key" }] },
+        }))
+        .unwrap();
+        let pod = pull_pod(&Wanted {
+            like: &like,
+            containers: &[planned("r:5000/a:1"), planned("r:5000/a:1"), planned("b")],
+            node: &"node2".into(),
+            migration: &"m1".into(),
+        });
+        let spec = pod.spec.unwrap();
+        let images: Vec<_> = spec
+            .containers
+            .iter()
+            .filter_map(|c| c.image.as_deref())
+            .collect();
+        assert_eq!(images, ["b@sha256:11", "r:5000/a@sha256:11"], "each once");
+        assert_eq!(spec.node_name.as_deref(), Some("node2"));
+        assert_eq!(spec.service_account_name.as_deref(), Some("web"));
+        assert_eq!(spec.image_pull_secrets.unwrap()[0].name, "key");
+        assert_eq!(pod.metadata.namespace.as_deref(), Some("shop"));
+        assert_eq!(pod.metadata.labels.unwrap()[PREPULL_LABEL], "m1");
+    }
+
+    #[test]
+    fn an_image_has_arrived_once_the_kubelet_tries_to_use_it() {
+        assert_eq!(seen(&[]), None);
+        assert_eq!(seen(&[waiting("ContainerCreating")]), None);
+        for reason in [
+            "CreateContainerError",
+            "RunContainerError",
+            "CreateContainerConfigError",
+        ] {
+            assert_eq!(seen(&[waiting(reason)]), Some(Pulled::All), "{reason}");
+        }
+        let ended =
+            serde_json::json!({ "terminated": { "exitCode": 128, "reason": "StartError" } });
+        assert_eq!(seen(&[ended]), Some(Pulled::All));
+    }
+
+    #[test]
+    fn a_failed_pull_is_told_in_the_kubelets_words() {
+        for reason in ["ErrImagePull", "ImagePullBackOff", "InvalidImageName"] {
+            let expected = format!("{reason}: said the kubelet");
+            assert_eq!(seen(&[waiting(reason)]), Some(Pulled::Not(expected)));
+        }
+    }
+}
