@@ -1,3 +1,4 @@
 //! The orchestrator: intake, plan, log, driver.
 
+pub mod consensus;
 pub mod k8s;
