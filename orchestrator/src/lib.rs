@@ -2,3 +2,4 @@
 
 pub mod consensus;
 pub mod k8s;
+pub mod metrics;

@@ -215,6 +215,11 @@ impl World {
         let changes = if !known && round > TROUBLE_ROUNDS / 4 {
             vec![single(ConfChangeType::AddLearnerNode, 4)]
         } else if members.learners.contains(&4) && round > TROUBLE_ROUNDS / 2 {
+            // Raft 0.7 panics in a leader that removed itself and then commits: it hands over first.
+            if peer.core.raft.raft.id == 3 {
+                peer.core.raft.transfer_leader(1);
+                return;
+            }
             self.swapped = true;
             vec![
                 single(ConfChangeType::AddNode, 4),
@@ -346,10 +351,10 @@ impl World {
                 "{node} was answered"
             );
         }
-        assert!(
-            self.swapped && leader.members.voters == [1, 2, 4]
-                || leader.members.voters == [4, 1, 2]
-        );
+        let mut voters = leader.members.voters.clone();
+        voters.sort_unstable();
+        assert!(self.swapped);
+        assert_eq!(voters, [1, 2, 4], "the fourth took the third's place");
         assert!(
             leader.members.voters_outgoing.is_empty(),
             "the joint membership was left"

@@ -5,7 +5,7 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use redb::{BackendIoError, StorageBackend};
+use redb::StorageBackend;
 
 use super::Dice;
 
@@ -78,26 +78,26 @@ fn place(number: u64) -> usize {
 }
 
 impl StorageBackend for Platter {
-    fn len(&self) -> Result<u64, BackendIoError> {
+    fn len(&self) -> Result<u64, io::Error> {
         Ok(self.0.lock().unwrap().seen.len() as u64)
     }
 
-    fn read(&self, offset: u64, out: &mut [u8]) -> Result<(), BackendIoError> {
+    fn read(&self, offset: u64, out: &mut [u8]) -> Result<(), io::Error> {
         let surface = self.0.lock().unwrap();
         let at = place(offset);
         let Some(found) = surface.seen.get(at..at + out.len()) else {
-            return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+            return Err(io::Error::from(io::ErrorKind::UnexpectedEof));
         };
         out.copy_from_slice(found);
         Ok(())
     }
 
-    fn set_len(&self, len: u64) -> Result<(), BackendIoError> {
+    fn set_len(&self, len: u64) -> Result<(), io::Error> {
         self.change(Change::Resize(place(len)));
         Ok(())
     }
 
-    fn sync_data(&self) -> Result<(), BackendIoError> {
+    fn sync_data(&self) -> Result<(), io::Error> {
         let mut surface = self.0.lock().unwrap();
         let Surface {
             seen: _,
@@ -110,7 +110,7 @@ impl StorageBackend for Platter {
         Ok(())
     }
 
-    fn write(&self, offset: u64, data: &[u8]) -> Result<(), BackendIoError> {
+    fn write(&self, offset: u64, data: &[u8]) -> Result<(), io::Error> {
         self.change(Change::Write(place(offset), data.to_vec()));
         Ok(())
     }
