@@ -8,3 +8,5 @@ pub mod k8s;
 pub mod perform;
 pub mod tls;
 pub mod workers;
+pub mod consensus;
+pub mod metrics;
