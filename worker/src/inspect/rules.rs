@@ -1,5 +1,5 @@
-//! What was seen, judged. The list is the one of things that were tried: see `docs` of CRIU's limits in the repository's
-//! design; a rule that refuses names the process, the file and a way out where there is one.
+//! What was seen, judged. The rules are what was found by trying, thing by thing, what stock CRIU carries. A finding
+//! names the process, the file, and a way out where there is one.
 
 use std::net::IpAddr;
 
@@ -123,9 +123,8 @@ fn of_process(node: &Node, container: &Container, process: &Process, first: Opti
 
 fn of_file(container: &Container, process: &Process, file: &OpenFile, ghost_limit_bytes: u64, findings: &mut Vec<Finding>) {
     let what = format!("{} has {} open as {}", who(container, process), file.target, file.number);
-    if let Some((_, code, _)) = UNDUMPABLE.iter().find(|(name, ..)| file.target.starts_with(name)) {
-        let name = UNDUMPABLE.iter().find(|(name, ..)| file.target.starts_with(name)).map(|(.., name)| *name);
-        let message = format!("{} uses {} (file {})", who(container, process), name.unwrap_or_default(), file.number);
+    if let Some((_, code, name)) = UNDUMPABLE.iter().find(|(begin, ..)| file.target.starts_with(begin)) {
+        let message = format!("{} uses {name} (file {})", who(container, process), file.number);
         findings.push(refuse(code, message, "let the program work without it; many have a setting for that"));
         return;
     }
