@@ -1,6 +1,7 @@
 //! The wire between Longshore's programs.
 //!
 //! * [`worker`]: a worker and the orchestrator, on one stream that the worker opens.
+//! * [`containerd`], [`cri`]: what a worker asks of the runtime on its node; subsets, wire-compatible by field number.
 //!
 //! The formats live in `proto/`; this crate only compiles them. Conversions to the orchestrator's own types are
 //! in `orchestrator::api`, and only there.
@@ -9,4 +10,27 @@
 #[allow(clippy::all, missing_docs)]
 pub mod worker {
     tonic::include_proto!("longshore.worker.v1");
+}
+
+/// What a worker asks of containerd itself: hand-written subsets of its services, one file each.
+#[allow(clippy::all, missing_docs)]
+pub mod containerd {
+    /// Running tasks: see, pause, resume.
+    pub mod tasks {
+        tonic::include_proto!("containerd.services.tasks.v1");
+    }
+    /// Containers and their labels.
+    pub mod containers {
+        tonic::include_proto!("containerd.services.containers.v1");
+    }
+    /// containerd's own version.
+    pub mod version {
+        tonic::include_proto!("containerd.services.version.v1");
+    }
+}
+
+/// The Container Runtime Interface, version 1.
+#[allow(clippy::all, missing_docs)]
+pub mod cri {
+    tonic::include_proto!("runtime.v1");
 }

@@ -1,0 +1,169 @@
+//! The two ends of a hold: the pod runs on, or it is gone for good. Each may be asked for twice.
+
+use std::{
+    path::{Path, PathBuf},
+    time::{Duration, UNIX_EPOCH},
+};
+
+use proto::worker::{Pod, Released};
+
+use super::{HoldError, Holder, Sight, Timeline, now_unix_ns, see};
+use crate::{
+    checkpoint::dump,
+    containerd::TaskState,
+    journal::{Entry, HoldFacts, Urgency},
+};
+
+/// containerd needs some ten milliseconds to notice the end of a killed process; the shim of a busy node more.
+const GONE_MAX: Duration = Duration::from_secs(10);
+const POLL: Duration = Duration::from_millis(100);
+/// Where the kubelet puts archives, below its own folder.
+const KUBELET_CHECKPOINTS: &str = "/var/lib/kubelet/checkpoints";
+
+impl Holder {
+    /// Thaws and resumes the pod, proves that it runs, and removes its archives. A pod that is gone is no error.
+    ///
+    /// Order: first what may still be dumping it, then the outer lock, then the inner one. The inner lock first would
+    /// let containerd wait for processes that the outer one holds.
+    pub async fn release(
+        &self,
+        migration: &str,
+        pod: &Pod,
+        timeline: &mut Timeline,
+    ) -> Result<Released, HoldError> {
+        let start = now_unix_ns();
+        let hold = self.journal.recall().await?.migration(migration).hold;
+        for container in &pod.containers {
+            if !dump::end(&container.container_id).await {
+                return Err(HoldError::DumpStuck { container: container.name.clone() });
+            }
+        }
+        let was_frozen = self.thaw(&pod.uid).await?;
+        let seen = see(&self.containerd, &pod.uid).await?;
+        let paused: Vec<&str> = pod
+            .containers
+            .iter()
+            .map(|container| container.container_id.as_str())
+            .filter(|id| seen.task(id).is_some_and(|task| task.state == TaskState::Paused))
+            .collect();
+        for id in &paused {
+            self.containerd.resume(id).await?;
+        }
+        let resumed_unix_ns = now_unix_ns();
+        timeline.ended("resume", start);
+        let now = see(&self.containerd, &pod.uid).await?;
+        let detail = if now.is_empty() {
+            "the pod is gone from this node".to_owned()
+        } else {
+            now.stands(pod, TaskState::Running).err().unwrap_or_default()
+        };
+        self.remove_archives(migration, pod, hold.as_ref()).await?;
+        let entry = Entry::HoldEnded { migration: migration.to_owned() };
+        self.journal.append(vec![entry], Urgency::EndsAHold).await?;
+        let was_held = was_frozen || !paused.is_empty();
+        Ok(Released { was_held, running: detail.is_empty(), detail, resumed_unix_ns })
+    }
+
+    /// Ends every process of the pod and waits until containerd has no running task of it.
+    pub async fn destroy(&self, migration: &str, pod: &Pod, timeline: &mut Timeline) -> Result<(), HoldError> {
+        let start = now_unix_ns();
+        for container in &pod.containers {
+            // Its hold on the processes would keep them from dying.
+            if !dump::end(&container.container_id).await {
+                return Err(HoldError::DumpStuck { container: container.name.clone() });
+            }
+        }
+        let deadline = tokio::time::Instant::now() + GONE_MAX;
+        loop {
+            // Each time again: the kubelet may have started something in the frozen pod meanwhile.
+            if let Some(cgroup) = self.cgroups.find(&pod.uid)? {
+                match cgroup.kill().await {
+                    Err(error) if !error.is_gone() => return Err(error.into()),
+                    Ok(()) | Err(_) => {}
+                }
+            }
+            let seen = see(&self.containerd, &pod.uid).await?;
+            if seen.alive().is_empty() {
+                break;
+            }
+            if tokio::time::Instant::now() > deadline {
+                return Err(HoldError::StillAlive { waited: GONE_MAX, left: names(&seen) });
+            }
+            tokio::time::sleep(POLL).await;
+        }
+        timeline.ended("destroy", start);
+        let entry = Entry::HoldEnded { migration: migration.to_owned() };
+        Ok(self.journal.append(vec![entry], Urgency::EndsAHold).await?)
+    }
+
+    /// Removes the archives of a migration from this node; those that are gone are no error.
+    pub async fn remove_archives(
+        &self,
+        migration: &str,
+        pod: &Pod,
+        hold: Option<&HoldFacts>,
+    ) -> Result<(), HoldError> {
+        let known = self.journal.recall().await?.migration(migration).archives;
+        let mut paths: Vec<PathBuf> = known.into_iter().map(|archive| archive.path).collect();
+        if let Some(hold) = hold {
+            // A dump that was given up leaves a part of an archive, whose name nobody told us.
+            let since = UNIX_EPOCH + Duration::from_nanos(hold.paused_unix_ns);
+            paths.extend(strays(Path::new(KUBELET_CHECKPOINTS), pod, since));
+        }
+        for path in paths {
+            match tokio::fs::remove_file(&path).await {
+                Ok(()) => {}
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                Err(source) => return Err(HoldError::Read { path, source }),
+            }
+        }
+        let entry = Entry::ArchivesRemoved { migration: migration.to_owned() };
+        Ok(self.journal.append(vec![entry], Urgency::EndsAHold).await?)
+    }
+
+    /// True: the pod's cgroup was frozen.
+    async fn thaw(&self, uid: &str) -> Result<bool, HoldError> {
+        let Some(cgroup) = self.cgroups.find(uid)? else { return Ok(false) };
+        let was_frozen = cgroup.is_frozen()?;
+        cgroup.thaw().await?;
+        Ok(was_frozen)
+    }
+}
+
+fn names(seen: &Sight) -> String {
+    let alive = seen.alive();
+    let names = alive.iter().map(|(container, task)| format!("{} (pid {})", container.name, task.pid));
+    names.collect::<Vec<_>>().join(", ")
+}
+
+/// Archives of this pod in the kubelet's folder that were begun after its hold.
+fn strays(folder: &Path, pod: &Pod, since: std::time::SystemTime) -> Vec<PathBuf> {
+    let Ok(listing) = std::fs::read_dir(folder) else { return Vec::new() };
+    let begins = |name: &str| {
+        pod.containers.iter().any(|c| name.starts_with(&format!("checkpoint-{}_{}-{}-", pod.name, pod.namespace, c.name)))
+    };
+    let ours = listing.flatten().filter(|entry| {
+        entry.file_name().to_str().is_some_and(begins)
+            && entry.metadata().and_then(|facts| facts.modified()).is_ok_and(|time| time >= since)
+    });
+    ours.map(|entry| entry.path()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_archives_of_this_pod_and_this_hold_are_strays() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["checkpoint-p_ns-c-2026.tar", "checkpoint-p_ns-other-2026.tar", "checkpoint-q_ns-c-2026.tar"] {
+            std::fs::write(folder.path().join(name), "").unwrap();
+        }
+        let container = proto::worker::Container { name: "c".into(), ..Default::default() };
+        let pod = Pod { namespace: "ns".into(), name: "p".into(), containers: vec![container], ..Default::default() };
+        let found = strays(folder.path(), &pod, UNIX_EPOCH);
+        assert_eq!(found, [folder.path().join("checkpoint-p_ns-c-2026.tar")]);
+        let later = std::time::SystemTime::now() + Duration::from_secs(60);
+        assert!(strays(folder.path(), &pod, later).is_empty());
+    }
+}

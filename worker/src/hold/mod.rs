@@ -1,0 +1,317 @@
+//! The hold: a pod stopped in such a way that its checkpoint stays its last instant.
+//!
+//! ```text
+//!  look ─► pause every task ─► dump each ─► freeze the pod's cgroup ─► store ─► report
+//!            lock 1                              lock 2
+//!          └── the freeze budget runs from here ─────────────────────────────┘
+//! ```
+//!
+//! Lock 1 is taken through containerd, before the first dump: containerd then knows that the tasks are paused, and its
+//! checkpoint leaves them so. Lock 2 can only be taken after the last dump, since CRIU has to run code inside the
+//! processes; from then on nothing that anybody starts in the pod can run. After every stage the locks taken so far are
+//! looked at again: a source that was found running means that the snapshot is stale, and the step has failed.
+//!
+//! A failed hold leaves the pod as it is. Undoing is [`Holder::release`], asked for by the orchestrator; ending is
+//! [`Holder::destroy`]. Nothing here thaws without being asked: not a time limit, not a restart.
+//!
+//! After a crash the journal tells which stage was begun. If the tasks are still paused in the same boot, the step goes
+//! on from there; in every other case it has failed.
+
+mod end;
+mod error;
+mod sight;
+#[cfg(test)]
+mod tests;
+mod timeline;
+
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use proto::worker::{Container, HeldCheckpoint, Hold, HoldState, Pod};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    cgroup::{Cgroups, PodCgroup},
+    checkpoint::{Checkpointer, Subject, dump, proof},
+    containerd::{Containerd, TaskState},
+    data::{Data, ProgressFn, Saved},
+    journal::{Archive, Entry, HoldFacts, Journal, StepKey, Urgency},
+};
+
+pub use error::HoldError;
+pub use sight::{Sight, see};
+pub use timeline::{Timeline, now_unix_ns};
+
+/// A checkpoint call that was given up and whose dump was ended answers at once; longer than this, nobody knows.
+const ANSWER_AFTER_END_MAX: Duration = Duration::from_secs(3);
+
+/// Holds, releases and ends the pods of this node.
+#[derive(Clone)]
+pub struct Holder {
+    /// The runtime.
+    pub containerd: Containerd,
+    /// The second lock.
+    pub cgroups: Cgroups,
+    /// Makes archives.
+    pub checkpointer: Arc<dyn Checkpointer>,
+    /// What was begun and done.
+    pub journal: Journal,
+    /// This boot of the node.
+    pub boot_id: String,
+    /// Where /proc is.
+    pub proc: PathBuf,
+}
+
+/// One hold on its way.
+struct Attempt<'a> {
+    holder: &'a Holder,
+    migration: &'a str,
+    pod: &'a Pod,
+    facts: HoldFacts,
+    budget: Duration,
+    timeline: &'a mut Timeline,
+}
+
+impl Holder {
+    /// Takes both locks, archives every container in between, stores the archives and proves the locks again.
+    /// Repeating this goes on where it was.
+    pub async fn hold(
+        &self,
+        key: &StepKey,
+        request: &Hold,
+        data: &dyn Data,
+        timeline: &mut Timeline,
+        progress: &ProgressFn,
+        superseded: &CancellationToken,
+    ) -> Result<HeldCheckpoint, HoldError> {
+        let pod = request.pod.as_ref().ok_or(HoldError::NoPod)?;
+        let known = self.journal.recall().await?.migration(&key.migration);
+        let facts = match known.hold {
+            Some(facts) if facts.revision == key.revision => self.may_go_on(facts)?,
+            Some(facts) => return Err(HoldError::HeldBefore { revision: facts.revision }),
+            None => self.pause(key, pod, timeline).await?,
+        };
+        let budget = Duration::from_millis(request.budget_ms);
+        let mut attempt = Attempt { holder: self, migration: &key.migration, pod, facts, budget, timeline };
+        attempt.still(TaskState::Paused, "after pausing").await?;
+        let archives = attempt.dump_all(known.archives).await?;
+        let cgroup = attempt.freeze(superseded).await?;
+        let saved = attempt.save(request, &archives, data, progress, superseded).await?;
+        attempt.both_locks(&cgroup, "after storing").await?;
+        let Saved { manifest_key, manifest_blake3, raw_bytes, stored_bytes, packs, spans } = saved;
+        attempt.timeline.extend(spans);
+        let (paused_unix_ns, boot_id) = (attempt.facts.paused_unix_ns, self.boot_id.clone());
+        Ok(HeldCheckpoint { manifest_key, manifest_blake3, paused_unix_ns, raw_bytes, stored_bytes, packs, boot_id })
+    }
+
+    /// Is the pod held, now?
+    pub async fn confirm(&self, pod: &Pod, boot_id: &str) -> Result<HoldState, HoldError> {
+        let detail = match self.locks(pod).await? {
+            Ok(()) if boot_id == self.boot_id => String::new(),
+            Ok(()) => format!("the node was booted anew: this is boot {}, the hold was in {boot_id}", self.boot_id),
+            Err(why) => why,
+        };
+        Ok(HoldState { held: detail.is_empty(), boot_id: self.boot_id.clone(), detail })
+    }
+
+    /// Both locks, or why not.
+    async fn locks(&self, pod: &Pod) -> Result<Result<(), String>, HoldError> {
+        if let Err(why) = see(&self.containerd, &pod.uid).await?.stands(pod, TaskState::Paused) {
+            return Ok(Err(why));
+        }
+        Ok(match self.cgroups.find(&pod.uid)? {
+            None => Err("the pod has no cgroup".to_owned()),
+            Some(cgroup) if cgroup.is_frozen()? => Ok(()),
+            Some(cgroup) => Err(format!("the pod's cgroup {} is not frozen", cgroup.folder().display())),
+        })
+    }
+
+    /// A hold that was begun before a crash of ours: only the same boot can still have it.
+    fn may_go_on(&self, facts: HoldFacts) -> Result<HoldFacts, HoldError> {
+        if facts.boot_id == self.boot_id {
+            return Ok(facts);
+        }
+        Err(HoldError::Stale { when: "after a restart of the worker", why: "the node was booted anew".to_owned() })
+    }
+
+    /// Lock 1.
+    ///
+    /// Order: the journal knows of it before the first pause, or a crash would leave a paused pod that nobody remembers.
+    /// The time is taken before the first pause, so that the budget is never undercounted.
+    async fn pause(&self, key: &StepKey, pod: &Pod, timeline: &mut Timeline) -> Result<HoldFacts, HoldError> {
+        let stands = see(&self.containerd, &pod.uid).await?.stands(pod, TaskState::Running);
+        stands.map_err(|why| HoldError::NotRunning { why })?;
+        let start = now_unix_ns();
+        let containers: BTreeSet<String> = pod.containers.iter().map(|c| c.container_id.clone()).collect();
+        let facts = HoldFacts {
+            revision: key.revision,
+            pod_uid: pod.uid.clone(),
+            paused_unix_ns: start,
+            boot_id: self.boot_id.clone(),
+            containers: containers.clone(),
+            dumping: BTreeSet::new(),
+            cgroup: None,
+        };
+        let entry = Entry::Pausing { migration: key.migration.clone(), facts: facts.clone() };
+        self.journal.append(vec![entry], Urgency::Ordinary).await?;
+        // All at once: the closer together, the better the cut.
+        let all = containers.iter().map(|id| self.containerd.pause(id));
+        futures::future::try_join_all(all).await?;
+        timeline.ended("pause", start);
+        Ok(facts)
+    }
+}
+
+impl Attempt<'_> {
+    /// Between the locks: an archive of every container that has none yet.
+    async fn dump_all(&mut self, archived: Vec<Archive>) -> Result<Vec<(String, PathBuf)>, HoldError> {
+        let mut archives = Vec::new();
+        for container in &self.pod.containers {
+            let before = archived.iter().find(|archive| {
+                archive.container == container.name
+                    && archive.container_id == container.container_id
+                    && archive.path.is_file()
+            });
+            let path = match before {
+                Some(archive) => archive.path.clone(),
+                None if self.facts.cgroup.is_some() => {
+                    return Err(HoldError::Stale {
+                        when: "after a restart of the worker",
+                        why: format!("the archive of container {} is gone, and the pod is frozen already", container.name),
+                    });
+                }
+                None => self.dump(container).await?,
+            };
+            archives.push((container.name.clone(), path));
+        }
+        Ok(archives)
+    }
+
+    async fn dump(&mut self, container: &Container) -> Result<PathBuf, HoldError> {
+        let (name, id) = (&container.name, &container.container_id);
+        // One that a crash of ours left running would be in the way, and in the archive's place.
+        if self.facts.dumping.contains(id) && !dump::end(id).await {
+            return Err(HoldError::DumpStuck { container: name.clone() });
+        }
+        let entry = Entry::Dumping { migration: self.migration.to_owned(), container_id: id.clone() };
+        self.holder.journal.append(vec![entry], Urgency::Ordinary).await?;
+        let start = now_unix_ns();
+        let path = self.call(container).await?;
+        self.still(TaskState::Paused, "after the dump").await?;
+        let proof = self.prove(container, &path).await?;
+        let mut facts = proof.statistics;
+        facts.insert("bytes".to_owned(), proof.bytes.to_string());
+        self.timeline.ended_with(format!("checkpoint {name}"), start, facts);
+        let archive = Archive { container: name.clone(), container_id: id.clone(), path: path.clone() };
+        let entry = Entry::Archived { migration: self.migration.to_owned(), archive };
+        self.holder.journal.append(vec![entry], Urgency::Ordinary).await?;
+        Ok(path)
+    }
+
+    /// One call, bounded by what is left of the budget. Given up, its dump is ended: it may hang, and then holds the
+    /// container in a way that no thaw undoes.
+    async fn call(&self, container: &Container) -> Result<PathBuf, HoldError> {
+        let subject = Subject {
+            namespace: self.pod.namespace.clone(),
+            pod: self.pod.name.clone(),
+            container: container.name.clone(),
+            container_id: container.container_id.clone(),
+        };
+        let mut call = self.holder.checkpointer.checkpoint(&subject);
+        if let Ok(answer) = tokio::time::timeout(self.left()?, &mut call).await {
+            return Ok(answer?);
+        }
+        let ended = dump::end(&container.container_id).await;
+        let answered = tokio::time::timeout(ANSWER_AFTER_END_MAX, call).await.is_ok();
+        match ended && answered {
+            true => Err(HoldError::OverBudget { doing: "dumping", budget: self.budget }),
+            false => Err(HoldError::DumpStuck { container: container.name.clone() }),
+        }
+    }
+
+    async fn prove(&self, container: &Container, path: &Path) -> Result<proof::Proof, HoldError> {
+        let file = path.to_owned();
+        let reading = tokio::task::spawn_blocking(move || proof::read(&file));
+        let proof = reading.await.map_err(|_| HoldError::Interrupted)??;
+        if proof.container_id != container.container_id {
+            return Err(HoldError::OtherContainer {
+                archive: path.to_owned(),
+                found: sight::short(&proof.container_id),
+                wanted: sight::short(&container.container_id),
+            });
+        }
+        Ok(proof)
+    }
+
+    /// Lock 2.
+    async fn freeze(&mut self, superseded: &CancellationToken) -> Result<PodCgroup, HoldError> {
+        if superseded.is_cancelled() {
+            return Err(HoldError::Superseded);
+        }
+        let start = now_unix_ns();
+        let cgroup = self.cgroup().await?;
+        let entry = Entry::Freezing { migration: self.migration.to_owned(), cgroup: cgroup.folder().to_owned() };
+        self.holder.journal.append(vec![entry], Urgency::Ordinary).await?;
+        cgroup.freeze().await?;
+        self.both_locks(&cgroup, "after freezing").await?;
+        self.timeline.ended("freeze", start);
+        Ok(cgroup)
+    }
+
+    /// From where the first container's process is, and not from a name alone.
+    async fn cgroup(&self) -> Result<PodCgroup, HoldError> {
+        let seen = see(&self.holder.containerd, &self.pod.uid).await?;
+        let first = self.pod.containers.first().ok_or(HoldError::NoPod)?;
+        let task = seen.task(&first.container_id).ok_or_else(|| HoldError::Stale {
+            when: "before freezing",
+            why: format!("container {} has ended", first.name),
+        })?;
+        let path = self.holder.proc.join(task.pid.to_string()).join("cgroup");
+        let text = tokio::fs::read_to_string(&path).await.map_err(|source| HoldError::Read { path, source })?;
+        Ok(self.holder.cgroups.of_process(task.pid, &text, &self.pod.uid)?)
+    }
+
+    async fn save(
+        &self,
+        request: &Hold,
+        archives: &[(String, PathBuf)],
+        data: &dyn Data,
+        progress: &ProgressFn,
+        superseded: &CancellationToken,
+    ) -> Result<Saved, HoldError> {
+        let saving = data.save(self.migration, &request.store_prefix, archives, progress);
+        tokio::select! {
+            saved = tokio::time::timeout(self.left()?, saving) => match saved {
+                Ok(saved) => Ok(saved?),
+                Err(_) => Err(HoldError::OverBudget { doing: "storing", budget: self.budget }),
+            },
+            () = superseded.cancelled() => Err(HoldError::Superseded),
+        }
+    }
+
+    async fn both_locks(&self, cgroup: &PodCgroup, when: &'static str) -> Result<(), HoldError> {
+        self.still(TaskState::Paused, when).await?;
+        if cgroup.is_frozen()? {
+            return Ok(());
+        }
+        Err(HoldError::Stale { when, why: format!("the pod's cgroup {} is not frozen", cgroup.folder().display()) })
+    }
+
+    async fn still(&self, wanted: TaskState, when: &'static str) -> Result<(), HoldError> {
+        let seen = see(&self.holder.containerd, &self.pod.uid).await?;
+        seen.stands(self.pod, wanted).map_err(|why| HoldError::Stale { when, why })
+    }
+
+    /// What is left of the budget.
+    fn left(&self) -> Result<Duration, HoldError> {
+        let spent = Duration::from_nanos(now_unix_ns().saturating_sub(self.facts.paused_unix_ns));
+        self.budget
+            .checked_sub(spent)
+            .filter(|left| !left.is_zero())
+            .ok_or(HoldError::OverBudget { doing: "holding", budget: self.budget })
+    }
+}

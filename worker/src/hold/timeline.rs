@@ -1,0 +1,48 @@
+//! Where the time of a step goes: spans by this node's clock, collected while it runs.
+
+use std::{
+    collections::BTreeMap,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use proto::worker::Span;
+
+/// Nanoseconds since 1970 by this node's clock.
+pub fn now_unix_ns() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// The spans of one step, in the order of their ends.
+#[derive(Debug, Default)]
+pub struct Timeline {
+    spans: Vec<Span>,
+}
+
+impl Timeline {
+    /// Something took from `start` until now.
+    pub fn ended(&mut self, name: impl Into<String>, start_unix_ns: u64) {
+        self.ended_with(name, start_unix_ns, BTreeMap::new());
+    }
+
+    /// Something took from `start` until now, and there is more to say about it.
+    pub fn ended_with(&mut self, name: impl Into<String>, start_unix_ns: u64, facts: BTreeMap<String, String>) {
+        self.spans.push(Span {
+            name: name.into(),
+            start_unix_ns,
+            end_unix_ns: now_unix_ns(),
+            parent: String::new(),
+            attributes: facts.into_iter().collect(),
+        });
+    }
+
+    /// Takes in spans measured elsewhere.
+    pub fn extend(&mut self, spans: Vec<Span>) {
+        self.spans.extend(spans);
+    }
+
+    /// All of them.
+    pub fn into_spans(self) -> Vec<Span> {
+        self.spans
+    }
+}

@@ -1,0 +1,18 @@
+//! Longshore's worker: one per node. It dials the orchestrator, is asked for steps, and performs them on the pods of
+//! its node.
+//!
+//! On a good day, as the source: [`inspect`] a running pod, [`hold`] it (pause, [`checkpoint`], freeze its [`cgroup`]),
+//! store its archives ([`data`]), and end it when the target runs. Everything it is about to do and did is in its
+//! [`journal`] first. The [`agent`] decides which step is done, joined, answered from memory or refused; the others act.
+
+pub mod agent;
+pub mod cgroup;
+pub mod checkpoint;
+pub mod config;
+pub mod containerd;
+pub mod data;
+pub mod hold;
+pub mod inspect;
+pub mod inventory;
+pub mod journal;
+pub mod metrics;

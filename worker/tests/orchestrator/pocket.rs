@@ -1,0 +1,83 @@
+//! A data path that keeps archives in a folder and does nothing else: for what is not about data.
+
+use std::{
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use proto::worker::{
+    Deliver, Delivered, Disarm, ExportImages, ExportedImages, HasImages, ImportImages, Span, Tidy, Verified, Verify,
+    Withdraw,
+};
+use worker::data::{Data, DataError, ProgressFn, Saved};
+
+pub struct Pocket {
+    pub folder: PathBuf,
+    /// Delivering takes this long.
+    pub slow: Duration,
+    /// How often something was delivered.
+    pub delivered: Arc<AtomicUsize>,
+}
+
+#[tonic::async_trait]
+impl Data for Pocket {
+    async fn save(
+        &self,
+        _migration: &str,
+        prefix: &str,
+        archives: &[(String, PathBuf)],
+        _progress: &ProgressFn,
+    ) -> Result<Saved, DataError> {
+        let mut saved = Saved { manifest_key: format!("{prefix}manifest"), ..Saved::default() };
+        for (container, path) in archives {
+            let target = self.folder.join(format!("{container}.tar"));
+            saved.raw_bytes += tokio::fs::copy(path, target).await.map_err(|error| DataError(error.to_string()))?;
+        }
+        Ok(saved)
+    }
+
+    async fn deliver(
+        &self,
+        _migration: &str,
+        _revision: u64,
+        _request: &Deliver,
+        progress: &ProgressFn,
+    ) -> Result<(Delivered, Vec<Span>), DataError> {
+        progress("fetch", 1, 2);
+        tokio::time::sleep(self.slow).await;
+        self.delivered.fetch_add(1, Ordering::SeqCst);
+        Ok((Delivered::default(), Vec::new()))
+    }
+
+    async fn verify(&self, _request: &Verify) -> Result<Verified, DataError> {
+        Ok(Verified::default())
+    }
+
+    async fn disarm(&self, _request: &Disarm) -> Result<(), DataError> {
+        Ok(())
+    }
+
+    async fn withdraw(&self, _migration: &str, _request: &Withdraw) -> Result<(), DataError> {
+        Ok(())
+    }
+
+    async fn tidy(&self, _migration: &str, _request: &Tidy) -> Result<(), DataError> {
+        Ok(())
+    }
+
+    async fn has_images(&self, _request: &HasImages) -> Result<Vec<String>, DataError> {
+        Ok(Vec::new())
+    }
+
+    async fn export_images(&self, _: &str, _: &ExportImages, _: &ProgressFn) -> Result<ExportedImages, DataError> {
+        Ok(ExportedImages::default())
+    }
+
+    async fn import_images(&self, _: &str, _: &ImportImages, _: &ProgressFn) -> Result<(), DataError> {
+        Ok(())
+    }
+}
