@@ -23,6 +23,18 @@ pub mod containerd {
     pub mod containers {
         tonic::include_proto!("containerd.services.containers.v1");
     }
+    /// Blobs by digest.
+    pub mod content {
+        tonic::include_proto!("containerd.services.content.v1");
+    }
+    /// Image records: name to blob.
+    pub mod images {
+        tonic::include_proto!("containerd.services.images.v1");
+    }
+    /// What the garbage collector must keep.
+    pub mod leases {
+        tonic::include_proto!("containerd.services.leases.v1");
+    }
     /// containerd's own version.
     pub mod version {
         tonic::include_proto!("containerd.services.version.v1");
