@@ -118,6 +118,11 @@ impl DataPath {
         let restorer = Restorer { store: store.clone(), images: images_too, registry: registry_too, state_dir };
         Self { store, images, registry, restorer }
     }
+
+    /// Removes names that were kept for pods which are gone: the worker calls this every minute or so.
+    pub async fn sweep(&self) -> Result<(), DataError> {
+        self.restorer.sweep().await.map_err(DataError::of)
+    }
 }
 
 #[async_trait]

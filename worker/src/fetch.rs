@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::{Stream, StreamExt, stream};
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::{
     manifest::{Pack, Packed},
@@ -53,10 +54,11 @@ pub fn packs(
     traffic: Arc<Traffic>,
 ) -> impl Stream<Item = Result<Bytes, FetchError>> + Send + use<> {
     stream::iter(packed.packs.clone())
-        .map(move |pack| get(store.clone(), pack, traffic.clone()))
+        // A task each: bodies go on arriving while the reader is busy with what it has.
+        .map(move |pack| AbortOnDropHandle::new(tokio::spawn(get(store.clone(), pack, traffic.clone()))))
         .buffered(GETS_IN_FLIGHT)
         .map(|got| async move {
-            let (pack, stored) = got?;
+            let (pack, stored) = got.map_err(|_| FetchError::Stopped)??;
             tokio::task::spawn_blocking(move || open(&pack, &stored)).await.map_err(|_| FetchError::Stopped)?
         })
         .buffered(DECOMPRESSORS)

@@ -16,7 +16,7 @@
 //! bytes each.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     fs, io,
     net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
@@ -226,13 +226,16 @@ impl Registry {
         self.change(|answers| answers.checkpoints.retain(|key, value| !(key.starts_with(&prefix) && armed(value)))).await
     }
 
-    /// UIDs of the pods for which a disarmed name is still answered.
-    pub fn disarmed_pods(&self) -> BTreeSet<String> {
-        let uid = |checkpoint: &Checkpoint| match &checkpoint.stands_for {
-            StandsFor::Base { pod_uid } => Some(pod_uid.clone()),
-            StandsFor::Checkpoint { .. } => None,
-        };
-        self.answers.borrow().checkpoints.values().filter_map(uid).collect()
+    /// The pods for which disarmed names are still answered, with what those names begin with in the runtime's records.
+    pub fn disarmed_pods(&self) -> BTreeMap<String, Vec<String>> {
+        let mut pods: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        for (key, checkpoint) in &self.answers.borrow().checkpoints {
+            if let StandsFor::Base { pod_uid } = &checkpoint.stands_for {
+                let name = format!("localhost:{}/{CHECKPOINTS}{key}", self.port);
+                pods.entry(pod_uid.clone()).or_default().push(name);
+            }
+        }
+        pods
     }
 
     /// Disarmed names of this pod are answered no more: the pod is gone.

@@ -25,6 +25,7 @@ use futures::{
     stream::{self, BoxStream},
 };
 use proto::worker::Span;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::{
     data::ProgressFn,
@@ -116,9 +117,11 @@ pub async fn save(
                 }
                 end @ Step::End { .. } => end,
             });
-            put(store.clone(), step, putting.clone())
+            // A task each, so that bodies go out side by side; given up with the save, so that none arrives later.
+            AbortOnDropHandle::new(tokio::spawn(put(store.clone(), step, putting.clone())))
         })
         .buffered(PUTS_IN_FLIGHT)
+        .map(|sent| sent.map_err(|_| SaveError::Stopped)?)
         .boxed();
     let mut packs = Vec::new();
     while let Some(sent) = events.try_next().await? {

@@ -113,11 +113,11 @@ proptest! {
     }
 
     #[test]
-    fn a_flipped_bit_in_a_stored_pack_is_refused(pages in prop::collection::vec(any::<u8>(), 0..4_000), at in any::<prop::sample::Index>(), bit in 0..8) {
+    fn a_flipped_bit_in_a_stored_pack_is_refused(pages in prop::collection::vec(any::<u8>(), 0..4_000), at in any::<prop::sample::Index>(), bit in 0..8u8) {
         run(async {
             let bench = Bench::new(&checkpoint(&pages, &format!("registry/web@{BASE}"))).await;
             let key = &bench.recipe.archive.packs[0].key;
-            assert!(bench.memory.spoil(key, |bytes| { let at = at.index(bytes.len()); bytes[at] ^= 1 << bit; }));
+            assert!(bench.memory.spoil(key, |bytes| { let at = at.index(bytes.len()); bytes[at] ^= 1u8 << bit; }));
             let error = bench.build().await.unwrap_err();
             assert!(matches!(error, RebuildError::Fetch(FetchError::Damaged { .. })), "{error}");
             assert!(bench.is_clean());

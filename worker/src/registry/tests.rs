@@ -167,7 +167,8 @@ async fn a_disarmed_name_never_leads_to_the_checkpoint_again() {
         assert_eq!(bench.status(&path).await, StatusCode::NOT_FOUND, "{path}");
     }
     bench.registry.withdraw_armed("m").await.unwrap();
-    assert_eq!(bench.registry.disarmed_pods(), BTreeSet::from(["pod-uid".to_owned()]));
+    let names = vec!["localhost:5717/longshore/checkpoint/m/web".to_owned()];
+    assert_eq!(bench.registry.disarmed_pods(), BTreeMap::from([("pod-uid".to_owned(), names)]));
     bench.registry.forget_pod("pod-uid").await.unwrap();
     assert_eq!(bench.status(TAGGED).await, StatusCode::NOT_FOUND);
 }

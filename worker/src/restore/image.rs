@@ -267,12 +267,28 @@ impl Restorer {
         self.registry.withdraw_armed(migration).await?;
         self.forget_layers_images(migration).await?;
         self.remove_layers(migration).await?;
-        for uid in self.registry.disarmed_pods() {
-            if self.images.sandboxes_of(&uid).await?.is_empty() {
-                self.registry.forget_pod(&uid).await?;
-            }
-        }
+        self.sweep().await?;
         self.remove_stored(migration, &request.store_prefix).await
+    }
+
+    /// Names that were kept for pods, of which the runtime knows nothing any more. To be done now and then: a pod's
+    /// sandbox outlives it by up to a minute.
+    pub async fn sweep(&self) -> Result<(), RestoreError> {
+        for (uid, kept) in self.registry.disarmed_pods() {
+            if !self.images.sandboxes_of(&uid).await?.is_empty() {
+                continue;
+            }
+            for prefix in kept {
+                for name in self.images.names(&prefix).await? {
+                    // Not the names of a container whose name only begins the same.
+                    if name[prefix.len()..].starts_with([':', '@']) {
+                        self.images.forget(&name).await?;
+                    }
+                }
+            }
+            self.registry.forget_pod(&uid).await?;
+        }
+        Ok(())
     }
 
     /// Objects under the prefix. A prefix that does not name the migration is not believed: the wrong one here would
