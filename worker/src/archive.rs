@@ -40,8 +40,11 @@ pub struct Edit<'a> {
     /// Must it be there?
     pub need: Need,
     /// Content in, content out.
-    pub change: Box<dyn FnMut(&[u8]) -> Result<Option<Vec<u8>>, String> + Send + 'a>,
+    pub change: Change<'a>,
 }
+
+/// Content in; new content, none, or a reason to refuse the archive out.
+pub type Change<'a> = Box<dyn FnMut(&[u8]) -> Result<Option<Vec<u8>>, String> + Send + 'a>;
 
 /// Why an archive is not rewritten.
 #[derive(Debug, thiserror::Error)]

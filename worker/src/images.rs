@@ -3,7 +3,7 @@
 //! Only questions and single effects live here; what they add up to is decided in [`restore`](crate::restore) and
 //! [`content`](crate::content). Every call names the namespace that the kubelet's containers live in.
 
-use std::{collections::HashMap, path::PathBuf};
+use std::{collections::HashMap, path::PathBuf, time::Duration};
 
 use bytes::Bytes;
 use futures::{Stream, StreamExt, TryStreamExt};
@@ -22,6 +22,11 @@ use tonic::{
 
 use crate::rebuild::architecture;
 
+/// Until an answer begins: the slowest, a look at a loaded node's containers, takes a second. A containerd that hangs
+/// must not hang a step.
+const CALL_TIMEOUT: Duration = Duration::from_secs(20);
+/// Until a pull is done: 64 GiB at 200 MB/s of unpacking and its checks.
+const PULL_TIMEOUT: Duration = Duration::from_secs(600);
 /// Manifests and configurations have kilobytes; a blob above this is no such document.
 const DOCUMENT_BYTES_MAX: i64 = 8 << 20;
 
@@ -118,7 +123,9 @@ impl Images {
             let socket = containerd_socket.clone();
             async move { UnixStream::connect(socket).await.map(TokioIo::new) }
         });
-        let channel = Endpoint::from_static("http://containerd").connect_with_connector_lazy(connect);
+        let endpoint = Endpoint::from_static("http://containerd");
+        let pulls = endpoint.clone().timeout(PULL_TIMEOUT).connect_with_connector_lazy(connect.clone());
+        let channel = endpoint.timeout(CALL_TIMEOUT).connect_with_connector_lazy(connect);
         // 16 MiB: gRPC's own limit on the runtime's side; blobs come in pieces far below.
         let large = 16 << 20;
         Self {
@@ -127,7 +134,7 @@ impl Images {
             records: images::images_client::ImagesClient::with_interceptor(channel.clone(), Namespace)
                 .max_decoding_message_size(large),
             leases: leases::leases_client::LeasesClient::with_interceptor(channel.clone(), Namespace),
-            cri_images: cri::image_service_client::ImageServiceClient::with_interceptor(channel.clone(), Namespace),
+            cri_images: cri::image_service_client::ImageServiceClient::with_interceptor(pulls, Namespace),
             cri_runtime: cri::runtime_service_client::RuntimeServiceClient::with_interceptor(channel, Namespace)
                 .max_decoding_message_size(large),
         }
@@ -318,9 +325,13 @@ pub fn failed(doing: String, status: Status) -> RuntimeError {
 /// The runtime's words, and what they mean where they don't say it.
 fn said(status: &Status) -> String {
     let words = status.message();
-    match status.code() {
-        Code::Unavailable => format!("containerd does not answer ({words}); is it running on this node?"),
-        _ if words.contains("no space left on device") => format!("the node's disk is full: {words}"),
-        _ => words.to_owned(),
+    if status.code() == Code::Unavailable {
+        format!("containerd does not answer ({words}); is it running on this node?")
+    } else if matches!(status.code(), Code::Cancelled | Code::DeadlineExceeded) {
+        format!("containerd does not answer in time ({words})")
+    } else if words.contains("no space left on device") {
+        format!("the node's disk is full: {words}")
+    } else {
+        words.to_owned()
     }
 }

@@ -218,13 +218,13 @@ fn write_layer(
 ) -> Result<(String, u64), RebuildError> {
     let part = Part(folder.join("layer.tar.part"));
     let file = File::create(&part.0).map_err(|source| disk("create", &part.0, source))?;
-    let failed = |source: ArchiveError| match source {
-        ArchiveError::Write(source) if source.kind() == io::ErrorKind::StorageFull => RebuildError::DiskFull {
-            path: part.0.clone(),
-            needed_bytes: recipe.archive.size,
-            free_bytes: free_bytes(folder).unwrap_or(0),
-        },
-        source => RebuildError::Archive { container: recipe.container.clone(), source },
+    let failed = |source: ArchiveError| {
+        let full = matches!(&source, ArchiveError::Write(error) if error.kind() == io::ErrorKind::StorageFull);
+        if !full {
+            return RebuildError::Archive { container: recipe.container.clone(), source };
+        }
+        let free_bytes = free_bytes(folder).unwrap_or(0);
+        RebuildError::DiskFull { path: part.0.clone(), needed_bytes: recipe.archive.size, free_bytes }
     };
     let mut hasher = blake3::Hasher::new();
     let mut size = 0;

@@ -92,8 +92,11 @@ impl Header {
     }
 }
 
+/// A key and its value.
+pub type Record<'a> = (&'a [u8], &'a [u8]);
+
 /// Records are `LENGTH KEY=VALUE\n`, the length in decimal and counting itself.
-pub fn pax_records(mut content: &[u8]) -> Result<Vec<(&[u8], &[u8])>, HeaderError> {
+pub fn pax_records(mut content: &[u8]) -> Result<Vec<Record<'_>>, HeaderError> {
     let mut records = Vec::new();
     while !content.is_empty() {
         let space = content.iter().position(|byte| *byte == b' ').ok_or(HeaderError::Pax)?;
