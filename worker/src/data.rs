@@ -1,11 +1,22 @@
 //! The data path as the agent sees it: bytes out of archives into the store, and back into the runtime.
 
-use std::path::PathBuf;
+use std::{error::Error, path::PathBuf, sync::Arc};
 
 use async_trait::async_trait;
 use proto::worker::{
     Deliver, Delivered, Disarm, ExportImages, ExportedImages, HasImages, ImportImages, Span, Tidy, Verified, Verify,
     Withdraw,
+};
+
+use crate::{
+    content,
+    images::Images,
+    manifest::{ContainerArchive, Manifest, VERSION},
+    registry::Registry,
+    restore::{image::Restorer, verify},
+    save::{pieces_of_file, save},
+    spans::{now_unix_ns, span_since},
+    store::Store,
 };
 
 /// Told how far a transfer is: what, bytes done, bytes in all (0: not known).
@@ -76,4 +87,132 @@ pub trait Data: Send + Sync {
         request: &ImportImages,
         progress: &ProgressFn,
     ) -> Result<(), DataError>;
+}
+
+impl DataError {
+    /// An error with all its causes, in one line for the user.
+    fn of(error: impl Error) -> Self {
+        let mut text = error.to_string();
+        let mut cause = error.source();
+        while let Some(next) = cause {
+            text.push_str(": ");
+            text.push_str(&next.to_string());
+            cause = next.source();
+        }
+        Self(text)
+    }
+}
+
+/// The data path of a node: archives to the store, and from the store into the runtime.
+pub struct DataPath {
+    store: Arc<dyn Store>,
+    images: Images,
+    registry: Arc<Registry>,
+    restorer: Restorer,
+}
+
+impl DataPath {
+    /// Puts the parts together; the caller serves `registry` besides.
+    pub fn new(store: Arc<dyn Store>, images: Images, registry: Arc<Registry>, state_dir: PathBuf) -> Self {
+        let (images_too, registry_too) = (images.clone(), registry.clone());
+        let restorer = Restorer { store: store.clone(), images: images_too, registry: registry_too, state_dir };
+        Self { store, images, registry, restorer }
+    }
+
+    /// Removes names that were kept for pods which are gone: the worker calls this every minute or so.
+    pub async fn sweep(&self) -> Result<(), DataError> {
+        self.restorer.sweep().await.map_err(DataError::of)
+    }
+}
+
+#[async_trait]
+impl Data for DataPath {
+    async fn save(
+        &self,
+        migration: &str,
+        prefix: &str,
+        archives: &[(String, PathBuf)],
+        progress: &ProgressFn,
+    ) -> Result<Saved, DataError> {
+        let mut total = 0;
+        for (container, path) in archives {
+            let facts = tokio::fs::metadata(path).await;
+            total += facts.map_err(|error| DataError(format!("read the archive of container {container}: {error}")))?.len();
+        }
+        let sources = archives.iter().map(|(_, path)| pieces_of_file(path.clone())).collect();
+        let stored = save(&self.store, prefix, sources, total, progress).await.map_err(DataError::of)?;
+        let packs = stored.sources.iter().map(|source| source.packs.len()).sum::<usize>();
+        let raw_bytes = stored.sources.iter().map(|source| source.size).sum();
+        let containers = archives.iter().zip(stored.sources);
+        let manifest = Manifest {
+            version: VERSION,
+            migration: migration.to_owned(),
+            created_unix_ns: now_unix_ns(),
+            containers: containers
+                .map(|((container, _), archive)| ContainerArchive { container: container.clone(), archive })
+                .collect(),
+        };
+        // The manifest is last: while it is missing there is no checkpoint, however many packs there are.
+        let start = now_unix_ns();
+        let bytes = manifest.to_bytes();
+        let manifest_blake3 = blake3::hash(&bytes).to_hex().to_string();
+        let manifest_key = format!("{prefix}manifest.json");
+        let stored_bytes = stored.stored_bytes + bytes.len() as u64;
+        self.store.put(&manifest_key, bytes.into()).await.map_err(DataError::of)?;
+        let mut spans = stored.spans;
+        spans.push(span_since("put manifest", "", start, []));
+        let packs = u32::try_from(packs).unwrap_or(u32::MAX);
+        Ok(Saved { manifest_key, manifest_blake3, raw_bytes, stored_bytes, packs, spans })
+    }
+
+    async fn deliver(
+        &self,
+        migration: &str,
+        revision: u64,
+        request: &Deliver,
+        progress: &ProgressFn,
+    ) -> Result<(Delivered, Vec<Span>), DataError> {
+        self.restorer.deliver(migration, revision, request, progress).await.map_err(DataError::of)
+    }
+
+    async fn verify(&self, request: &Verify) -> Result<Verified, DataError> {
+        let prefix = self.registry.checkpoint_prefix(&request.migration_id);
+        verify::verify(&self.images, &prefix, request).await.map_err(DataError::of)
+    }
+
+    async fn disarm(&self, request: &Disarm) -> Result<(), DataError> {
+        self.restorer.disarm(request).await.map_err(DataError::of)
+    }
+
+    async fn withdraw(&self, migration: &str, request: &Withdraw) -> Result<(), DataError> {
+        self.restorer.withdraw(migration, request).await.map_err(DataError::of)
+    }
+
+    async fn tidy(&self, migration: &str, request: &Tidy) -> Result<(), DataError> {
+        self.restorer.tidy(migration, request).await.map_err(DataError::of)
+    }
+
+    async fn has_images(&self, request: &HasImages) -> Result<Vec<String>, DataError> {
+        content::missing_images(&self.images, &request.containers).await.map_err(DataError::of)
+    }
+
+    async fn export_images(
+        &self,
+        migration: &str,
+        request: &ExportImages,
+        progress: &ProgressFn,
+    ) -> Result<ExportedImages, DataError> {
+        content::export(&self.store, &self.images, migration, request, progress).await.map_err(DataError::of)
+    }
+
+    async fn import_images(
+        &self,
+        migration: &str,
+        request: &ImportImages,
+        progress: &ProgressFn,
+    ) -> Result<(), DataError> {
+        content::import(&self.store, &self.images, &self.registry, migration, request, progress)
+            .await
+            .map_err(DataError::of)
+    }
 }

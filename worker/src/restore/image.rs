@@ -1,0 +1,367 @@
+//! The steps of a restore by image. Each may be asked twice and then finds its work done.
+
+use std::{
+    collections::BTreeSet,
+    fs, io,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use futures::future::try_join_all;
+use proto::{
+    cri::{ContainerState, PodSandboxState},
+    worker::{Container, Deliver, Delivered, DeliveredImage, Disarm, Pod, Span, Tidy, Withdraw},
+};
+use tokio::{sync::Semaphore, time::Instant};
+
+use super::RestoreError;
+use crate::{
+    content,
+    data::ProgressFn,
+    images::{ImageTree, Images},
+    manifest::{ContainerArchive, Manifest},
+    rebuild::{self, Built, RebuildError, Recipe},
+    registry::Registry,
+    spans::{Traffic, now_unix_ns, span_since},
+    store::Store,
+};
+
+/// Folder of built images below the state folder: MIGRATION/rREVISION/CONTAINER.
+const LAYERS: &str = "layers";
+/// A pod deleted with grace 0 is gone after some 3 s; after this the answer is "not proved".
+const GONE_WAIT: Duration = Duration::from_secs(8);
+/// Between two looks at what is left of a pod.
+const GONE_POLL: Duration = Duration::from_millis(200);
+/// Deletes in flight when a checkpoint is removed: each is a few ms of waiting for the store.
+const DELETES_IN_FLIGHT: usize = 16;
+
+/// Restores by image on this node.
+pub struct Restorer {
+    /// Where checkpoints lie.
+    pub store: Arc<dyn Store>,
+    /// This node's runtime.
+    pub images: Images,
+    /// This node's registry.
+    pub registry: Arc<Registry>,
+    /// Where images are built.
+    pub state_dir: PathBuf,
+}
+
+/// Everything about one container that is decided before its bytes are fetched.
+struct Planned {
+    recipe: Recipe,
+    base: ImageTree,
+    reference: String,
+    /// Below the state folder.
+    folder: PathBuf,
+}
+
+impl Restorer {
+    /// Every byte here, verified, and every image in the runtime.
+    pub async fn deliver(
+        &self,
+        migration: &str,
+        revision: u64,
+        request: &Deliver,
+        progress: &ProgressFn,
+    ) -> Result<(Delivered, Vec<Span>), RestoreError> {
+        let start = now_unix_ns();
+        let manifest = self.manifest(migration, request).await?;
+        let plans = self.plan(migration, revision, request, manifest).await?;
+        let mut spans = vec![span_since("read manifest, find base images", "", start, [])];
+        let traffic = Arc::new(Traffic::default());
+        // One archive after the other, because they share the network and the bound on memory; the runtime pulls one
+        // while the next is built.
+        let building = Semaphore::new(1);
+        let total = plans.iter().map(|plan| plan.recipe.archive.size).sum();
+        let done_before = plans.iter().scan(0, |sum, plan| {
+            let before = *sum;
+            *sum += plan.recipe.archive.size;
+            Some(before)
+        });
+        let images = plans.iter().zip(done_before).map(|(plan, before)| {
+            let progress = move |done: u64| progress("fetch", before + done, total);
+            self.deliver_one(migration, revision, plan, &building, traffic.clone(), progress)
+        });
+        let (bases, delivered) = tokio::try_join!(self.pull_bases(&plans), try_join_all(images))?;
+        spans.extend(bases);
+        spans.extend(traffic.span("fetch packs", ""));
+        let mut images = Vec::new();
+        for (image, own) in delivered {
+            images.push(image);
+            spans.extend(own);
+        }
+        Ok((Delivered { images }, spans))
+    }
+
+    async fn manifest(&self, migration: &str, request: &Deliver) -> Result<Manifest, RestoreError> {
+        let key = &request.manifest_key;
+        let bytes = self.store.get(key).await?;
+        let manifest = Manifest::from_bytes(key, &bytes, &request.manifest_blake3)?;
+        if manifest.migration != migration {
+            let (found, expected) = (format!("of migration {}", manifest.migration), format!("one of {migration}"));
+            return Err(RestoreError::NotThisOne { key: key.clone(), found, expected });
+        }
+        Ok(manifest)
+    }
+
+    /// Pairs containers with archives and base images; refuses before the first byte is fetched.
+    async fn plan(
+        &self,
+        migration: &str,
+        revision: u64,
+        request: &Deliver,
+        manifest: Manifest,
+    ) -> Result<Vec<Planned>, RestoreError> {
+        let containers = request.pod.as_ref().map(|pod| pod.containers.as_slice()).unwrap_or_default();
+        let wanted: Vec<&str> = containers.iter().map(|container| container.name.as_str()).collect();
+        let found: Vec<&str> = manifest.containers.iter().map(|archive| archive.container.as_str()).collect();
+        let same = BTreeSet::from_iter(&wanted) == BTreeSet::from_iter(&found) && wanted.len() == found.len();
+        if !same || wanted.is_empty() {
+            return Err(RestoreError::NotThisOne {
+                key: request.manifest_key.clone(),
+                found: format!("one of containers {}", found.join(", ")),
+                expected: format!("one of {}", wanted.join(", ")),
+            });
+        }
+        let mut plans = Vec::new();
+        for container in containers {
+            let base = base_image(&self.images, container).await?;
+            self.registry.enter_base(&base).await?;
+            let archives = manifest.containers.iter().filter(|archive| archive.container == container.name);
+            for ContainerArchive { container: name, archive } in archives {
+                plans.push(Planned {
+                    recipe: Recipe {
+                        migration: migration.to_owned(),
+                        revision,
+                        container: name.clone(),
+                        archive: archive.clone(),
+                        base_reference: self.registry.base_reference(&container.image, &base.digest),
+                        base_digest: base.digest.clone(),
+                        base_image_id: base.image_id.clone(),
+                    },
+                    base: base.clone(),
+                    reference: self.registry.checkpoint_reference(migration, name, revision),
+                    folder: folder_of(migration).join(format!("r{revision}")).join(name),
+                });
+            }
+        }
+        Ok(plans)
+    }
+
+    /// The runtime pulls the base images under the names that restores will ask for: containerd 2.1 looks such a name
+    /// up at once after its own pull, and only a pull through CRI is known to CRI when it returns.
+    async fn pull_bases(&self, plans: &[Planned]) -> Result<Vec<Span>, RestoreError> {
+        let mut spans = Vec::new();
+        let mut pulled = BTreeSet::new();
+        for Planned { recipe, base, .. } in plans {
+            if pulled.insert(&recipe.base_reference) {
+                let start = now_unix_ns();
+                self.pull(&recipe.base_reference, &base.image_id).await?;
+                spans.push(span_since("pull base image", "", start, [("image", recipe.base_reference.clone())]));
+            }
+        }
+        Ok(spans)
+    }
+
+    async fn deliver_one(
+        &self,
+        migration: &str,
+        revision: u64,
+        plan: &Planned,
+        building: &Semaphore,
+        traffic: Arc<Traffic>,
+        progress: impl Fn(u64) + Send + Sync,
+    ) -> Result<(DeliveredImage, Vec<Span>), RestoreError> {
+        let Planned { recipe, base, reference, folder } = plan;
+        let turn = building.acquire().await.map_err(|_| RebuildError::Stopped)?;
+        let start = now_unix_ns();
+        let target = self.state_dir.join(folder);
+        let built = rebuild::build(self.store.clone(), recipe.clone(), target, traffic, &progress).await?;
+        drop(turn);
+        let size = built.layer_size.to_string();
+        let built_span = span_since(&format!("rebuild {}", recipe.container), "", start, [("bytes", size)]);
+        let start = now_unix_ns();
+        self.registry.arm(migration, &recipe.container, revision, &base.digest, folder).await?;
+        let image_id = rebuild::sha256(built.config.as_bytes());
+        self.pull(reference, &image_id).await?;
+        // Nothing uses the image yet, and the kubelet collects unused images when the disk runs short.
+        self.images.pin(reference, true).await?;
+        let pulled_span = span_since(&format!("pull {}", recipe.container), "", start, []);
+        let image = DeliveredImage { container: recipe.container.clone(), reference: reference.clone(), image_id };
+        Ok((image, vec![built_span, pulled_span]))
+    }
+
+    async fn pull(&self, reference: &str, expected: &str) -> Result<(), RestoreError> {
+        let found = self.images.pull(reference).await?;
+        if found != expected {
+            let (reference, expected) = (reference.to_owned(), expected.to_owned());
+            return Err(RestoreError::OtherImage { reference, found, expected });
+        }
+        Ok(())
+    }
+
+    /// The names of the checkpoint stand for the base image from now on, in the registry and in the runtime.
+    ///
+    /// Registry first: a pull between the two may then only bring the base image. Then the runtime pulls the name, so
+    /// that its own books follow; then what still leads to the checkpoint is removed.
+    pub async fn disarm(&self, request: &Disarm) -> Result<(), RestoreError> {
+        let pod_uid = request.pod.as_ref().map(|pod| pod.uid.as_str()).unwrap_or_default();
+        for DeliveredImage { container: _, reference, image_id } in &request.images {
+            self.registry.disarm(reference, pod_uid).await?;
+            let now = self.images.pull(reference).await?;
+            if now == *image_id {
+                let expected = "its base image".to_owned();
+                return Err(RestoreError::OtherImage { reference: reference.clone(), found: now, expected });
+            }
+            self.images.pin(reference, false).await?;
+            let target = self.images.record(reference).await?.and_then(|record| record.target);
+            let digest = target.map(|target| target.digest).unwrap_or_default();
+            let repository = reference.rsplit_once(':').map_or(reference.as_str(), |(repository, _)| repository);
+            for name in self.images.names(&format!("{repository}@")).await? {
+                if !name.ends_with(&digest) {
+                    self.images.forget(&name).await?;
+                }
+            }
+            self.images.forget(image_id).await?;
+        }
+        Ok(())
+    }
+
+    /// Nothing of this migration can be restored here any more, and nothing of the pod is left.
+    ///
+    /// Registry, then records, then the look: in another order the kubelet could make a container between the look and
+    /// the removal. A container being made while the records go still needs a ready sandbox to start.
+    pub async fn withdraw(&self, migration: &str, request: &Withdraw) -> Result<(), RestoreError> {
+        self.registry.withdraw(migration).await?;
+        self.forget_images(migration, &request.images).await?;
+        if let Some(pod) = request.pod.as_ref().filter(|pod| !pod.uid.is_empty()) {
+            self.wait_until_gone(pod).await?;
+        }
+        self.remove_layers(migration).await
+    }
+
+    async fn wait_until_gone(&self, pod: &Pod) -> Result<(), RestoreError> {
+        let end = Instant::now() + GONE_WAIT;
+        loop {
+            let containers = self.images.containers_of(&pod.uid).await?;
+            let alive = containers.iter().filter(|seen| seen.state() != ContainerState::ContainerExited).count();
+            let sandboxes = self.images.sandboxes_of(&pod.uid).await?;
+            let ready = sandboxes.iter().filter(|state| **state == PodSandboxState::SandboxReady).count();
+            if alive == 0 && ready == 0 {
+                return Ok(());
+            }
+            if Instant::now() >= end {
+                let what = format!("{alive} containers that have not ended, {ready} sandboxes that are ready");
+                return Err(RestoreError::StillThere { uid: pod.uid.clone(), what });
+            }
+            tokio::time::sleep(GONE_POLL).await;
+        }
+    }
+
+    /// What this migration left on the node, and in the store when a prefix is given.
+    pub async fn tidy(&self, migration: &str, request: &Tidy) -> Result<(), RestoreError> {
+        // A checkpoint still armed now would never be disarmed: without it a restart fails visibly instead of going
+        // back in time silently.
+        self.registry.withdraw_armed(migration).await?;
+        self.forget_layers_images(migration).await?;
+        self.remove_layers(migration).await?;
+        self.sweep().await?;
+        self.remove_stored(migration, &request.store_prefix).await
+    }
+
+    /// Names that were kept for pods, of which the runtime knows nothing any more. To be done now and then: a pod's
+    /// sandbox outlives it by up to a minute.
+    pub async fn sweep(&self) -> Result<(), RestoreError> {
+        for (uid, kept) in self.registry.disarmed_pods() {
+            if !self.images.sandboxes_of(&uid).await?.is_empty() {
+                continue;
+            }
+            for prefix in kept {
+                for name in self.images.names(&prefix).await? {
+                    // Not the names of a container whose name only begins the same.
+                    if name[prefix.len()..].starts_with([':', '@']) {
+                        self.images.forget(&name).await?;
+                    }
+                }
+            }
+            self.registry.forget_pod(&uid).await?;
+        }
+        Ok(())
+    }
+
+    /// Objects under the prefix. A prefix that does not name the migration is not believed: the wrong one here would
+    /// remove other checkpoints.
+    async fn remove_stored(&self, migration: &str, prefix: &str) -> Result<(), RestoreError> {
+        if prefix.is_empty() {
+            return Ok(());
+        }
+        if migration.is_empty() || !prefix.split('/').any(|part| part == migration) {
+            let (key, found) = (prefix.to_owned(), "a prefix that does not name the migration".to_owned());
+            return Err(RestoreError::NotThisOne { key, found, expected: format!("one of {migration}") });
+        }
+        let keys = self.store.list(prefix).await?;
+        for some in keys.chunks(DELETES_IN_FLIGHT) {
+            try_join_all(some.iter().map(|key| self.store.delete(key))).await?;
+        }
+        Ok(())
+    }
+
+    /// Removes every name under which the runtime knows images of this migration.
+    async fn forget_images(&self, migration: &str, images: &[DeliveredImage]) -> Result<(), RestoreError> {
+        for name in self.images.names(&self.registry.checkpoint_prefix(migration)).await? {
+            self.images.forget(&name).await?;
+        }
+        for image in images.iter().filter(|image| image.image_id.starts_with("sha256:")) {
+            self.images.forget(&image.image_id).await?;
+        }
+        self.forget_layers_images(migration).await
+    }
+
+    /// The ids of the images that were built here, also those whose delivery was never reported.
+    async fn forget_layers_images(&self, migration: &str) -> Result<(), RestoreError> {
+        for built in built_images(&self.state_dir.join(folder_of(migration))) {
+            self.images.forget(&rebuild::sha256(built.config.as_bytes())).await?;
+        }
+        Ok(())
+    }
+
+    async fn remove_layers(&self, migration: &str) -> Result<(), RestoreError> {
+        let path = self.state_dir.join(folder_of(migration));
+        match tokio::fs::remove_dir_all(&path).await {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                Err(RebuildError::Disk { doing: "remove", path, source }.into())
+            }
+            Ok(()) | Err(_) => Ok(()),
+        }
+    }
+}
+
+/// The image a container runs from, complete on this node, or why not.
+pub async fn base_image(images: &Images, container: &Container) -> Result<ImageTree, RestoreError> {
+    let lacks = |missing: String| RestoreError::NoBaseImage {
+        container: container.name.clone(),
+        image: container.image.clone(),
+        missing,
+    };
+    let digest = content::digest_of(images, container).await?;
+    let digest = digest.ok_or_else(|| lacks("there is no image of this name".to_owned()))?;
+    let tree = images.tree(&digest).await?;
+    if tree.missing.is_empty() { Ok(tree) } else { Err(lacks(format!("no {}", tree.missing.join(", no ")))) }
+}
+
+fn folder_of(migration: &str) -> PathBuf {
+    Path::new(LAYERS).join(migration)
+}
+
+/// Descriptions of what was built below `folder`; unreadable ones are rubbish of a crash.
+fn built_images(folder: &Path) -> Vec<Built> {
+    let below = |folder: &Path| -> Vec<PathBuf> {
+        let entries = fs::read_dir(folder).into_iter().flatten();
+        entries.flatten().map(|entry| entry.path()).collect()
+    };
+    let folders = below(folder).into_iter().flat_map(|revision| below(&revision));
+    let read = |folder: PathBuf| serde_json::from_slice(&fs::read(folder.join("image.json")).ok()?).ok();
+    folders.filter_map(read).collect()
+}

@@ -1,0 +1,170 @@
+//! Any S3 server, configured so that AWS, Ceph, Garage and the lab's own server all understand.
+//!
+//! * Path style, because a bucket's own host name needs DNS that clusters seldom have.
+//! * Checksums only where required: many servers refuse the trailers that SDKs send by default. Nothing is lost,
+//!   since whoever reads an object compares its blake3.
+//! * Objects go as whole bodies in memory: their length is known and every attempt can send them again.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use aws_sdk_s3::{
+    Client,
+    config::{
+        BehaviorVersion, Credentials, Region, RequestChecksumCalculation, ResponseChecksumValidation,
+        StalledStreamProtectionConfig, http::HttpResponse, retry::RetryConfig, timeout::TimeoutConfig,
+    },
+    error::{DisplayErrorContext, ProvideErrorMetadata, SdkError},
+    primitives::ByteStream,
+};
+use aws_smithy_http_client::tls::{self, rustls_provider::CryptoMode};
+use bytes::Bytes;
+
+use super::{Fault, Store, StoreError};
+
+/// Tries of one request: with the SDK's backoff (up to 1, 2, 4 s) a hiccup of some seconds is survived, and a store
+/// that is down is reported before a freeze budget of tens of seconds has gone.
+const ATTEMPTS_MAX: u32 = 4;
+/// A server on the same network that did not accept within this is down.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// One attempt of one request: 8 MiB in this time is 0.3 MB/s, below which a migration makes no sense.
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(30);
+/// A download that stands still this long is given up and tried again.
+const STALL_GRACE: Duration = Duration::from_secs(20);
+
+/// Where and who: from S3_ENDPOINT, S3_REGION, S3_BUCKET, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY.
+#[derive(Clone)]
+pub struct S3Place {
+    /// For example `http://10.0.0.5:9000`.
+    pub endpoint: String,
+    /// "us-east-1" when the server doesn't care.
+    pub region: String,
+    /// The bucket; it must exist.
+    pub bucket: String,
+    /// Name of the key.
+    pub access_key_id: String,
+    /// The key.
+    pub secret_access_key: String,
+}
+
+/// A bucket of an S3 server.
+pub struct S3 {
+    client: Client,
+    bucket: String,
+    endpoint: String,
+}
+
+impl S3 {
+    /// Connects nothing yet: the first request does.
+    pub fn new(place: S3Place) -> Self {
+        let S3Place { endpoint, region, bucket, access_key_id, secret_access_key } = place;
+        let http = aws_smithy_http_client::Builder::new()
+            .tls_provider(tls::Provider::Rustls(CryptoMode::AwsLc))
+            .build_https();
+        let config = aws_sdk_s3::Config::builder()
+            .behavior_version(BehaviorVersion::v2026_01_12())
+            .http_client(http)
+            .endpoint_url(&endpoint)
+            .force_path_style(true)
+            .region(Region::new(region))
+            .credentials_provider(Credentials::new(access_key_id, secret_access_key, None, None, "environment"))
+            .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
+            .response_checksum_validation(ResponseChecksumValidation::WhenRequired)
+            .retry_config(RetryConfig::standard().with_max_attempts(ATTEMPTS_MAX))
+            .timeout_config(
+                TimeoutConfig::builder()
+                    .connect_timeout(CONNECT_TIMEOUT)
+                    .operation_attempt_timeout(ATTEMPT_TIMEOUT)
+                    .build(),
+            )
+            .stalled_stream_protection(
+                StalledStreamProtectionConfig::enabled().upload_enabled(false).grace_period(STALL_GRACE).build(),
+            )
+            .build();
+        Self { client: Client::from_conf(config), bucket, endpoint }
+    }
+
+    fn error(&self, verb: &'static str, key: &str, fault: Fault) -> StoreError {
+        StoreError { verb, key: key.to_owned(), bucket: self.bucket.clone(), endpoint: self.endpoint.clone(), fault }
+    }
+}
+
+#[async_trait]
+impl Store for S3 {
+    async fn put(&self, key: &str, bytes: Bytes) -> Result<(), StoreError> {
+        let request = self.client.put_object().bucket(&self.bucket).key(key).body(ByteStream::from(bytes));
+        request.send().await.map_err(|error| self.error("put", key, fault(&error)))?;
+        Ok(())
+    }
+
+    async fn get(&self, key: &str) -> Result<Bytes, StoreError> {
+        let answer = self.client.get_object().bucket(&self.bucket).key(key).send().await;
+        let object = answer.map_err(|error| self.error("get", key, fault(&error)))?;
+        // The SDK's retries end where the body begins: a connection lost inside it is the caller's to repeat.
+        let body = object.body.collect().await.map_err(|error| {
+            self.error("get", key, Fault::Unreachable { detail: format!("lost within the object: {error}") })
+        })?;
+        Ok(body.into_bytes())
+    }
+
+    async fn delete(&self, key: &str) -> Result<(), StoreError> {
+        let answer = self.client.delete_object().bucket(&self.bucket).key(key).send().await;
+        match answer.map_err(|error| self.error("delete", key, fault(&error))) {
+            Err(StoreError { fault: Fault::Missing, .. }) | Ok(_) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn list(&self, prefix: &str) -> Result<Vec<String>, StoreError> {
+        let mut keys = Vec::new();
+        let mut pages =
+            self.client.list_objects_v2().bucket(&self.bucket).prefix(prefix).into_paginator().send();
+        while let Some(page) = pages.next().await {
+            let page = page.map_err(|error| self.error("list", prefix, fault(&error)))?;
+            keys.extend(page.contents().iter().filter_map(|object| object.key()).map(str::to_owned));
+        }
+        Ok(keys)
+    }
+
+    async fn exists(&self, key: &str) -> Result<bool, StoreError> {
+        let answer = self.client.head_object().bucket(&self.bucket).key(key).send().await;
+        match answer.map_err(|error| self.error("look for", key, fault(&error))) {
+            Ok(_) => Ok(true),
+            Err(StoreError { fault: Fault::Missing, .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// What an SDK error means. Codes come first: they are the same on every server; a HEAD has no body and so only a
+/// status.
+fn fault<E>(error: &SdkError<E, HttpResponse>) -> Fault
+where
+    E: ProvideErrorMetadata + std::error::Error + 'static,
+{
+    let status = error.raw_response().map(|answer| answer.status().as_u16());
+    let code = error.code().unwrap_or_default();
+    let detail = || match (code, error.message()) {
+        ("", None) => status.map_or_else(|| DisplayErrorContext(error).to_string(), |status| format!("HTTP {status}")),
+        (code, Some(message)) => format!("{code}: {message}"),
+        (code, None) => code.to_owned(),
+    };
+    match (code, status) {
+        ("NoSuchBucket", _) => Fault::NoBucket,
+        ("NoSuchKey" | "NotFound", _) | (_, Some(404)) => Fault::Missing,
+        (_, Some(401 | 403)) => Fault::Forbidden { detail: detail() },
+        (_, Some(429 | 500 | 502 | 503 | 504)) => Fault::Busy { detail: detail(), attempts: ATTEMPTS_MAX },
+        (_, Some(_)) => Fault::Other { detail: detail() },
+        (_, None) if matches!(error, SdkError::ConstructionFailure(_)) => Fault::Other { detail: innermost(error) },
+        (_, None) => Fault::Unreachable { detail: innermost(error) },
+    }
+}
+
+/// The last cause: "connection refused" says more than the five layers around it.
+fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut cause = error;
+    while let Some(next) = cause.source() {
+        cause = next;
+    }
+    cause.to_string()
+}
