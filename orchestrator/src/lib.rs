@@ -1,12 +1,15 @@
-//! The orchestrator: intake, plan, log, driver; and the command users ask it with.
+//! The orchestrator: takes requests in, plans them, keeps their log and drives them; and the command users ask it
+//! with. [`daemon`] shows how the parts hang together.
 
 pub mod api;
-pub mod config;
-pub mod driver;
 pub mod cli;
+pub mod config;
+pub mod consensus;
+pub mod daemon;
+pub mod desk;
+pub mod driver;
 pub mod k8s;
+pub mod metrics;
 pub mod perform;
 pub mod tls;
 pub mod workers;
-pub mod consensus;
-pub mod metrics;

@@ -1,6 +1,6 @@
 //! The worker's process: reads its flags, makes the parts and starts them. Everything else is in the library.
 
-use std::{process::ExitCode, sync::Arc};
+use std::{process::ExitCode, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result};
 use clap::Parser;
@@ -11,15 +11,21 @@ use worker::{
     checkpoint::kubelet::Kubelet,
     config::Config,
     containerd::Containerd,
-    data::Data,
+    data::{Data, DataPath},
     hold::Holder,
+    images::Images,
     inspect::Inspector,
     inventory::{self, Surveyor},
     journal::Journal,
     metrics::Metrics,
+    registry::Registry,
+    store::s3::{S3Place, S3Store},
 };
 
 const PROC: &str = "/proc";
+
+/// A pod that is gone keeps a few hundred bytes until then.
+const SWEEP_EVERY: Duration = Duration::from_secs(60);
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -61,7 +67,16 @@ fn tools(config: Config) -> Result<Tools> {
     let cgroups = Cgroups::at(&config.cgroup_root).context("look at the cgroups")?;
     let containerd = Containerd::at(&config.containerd_socket);
     let kubelet = Kubelet::new(&config);
-    let data: Arc<dyn Data> = data(&config)?;
+    let (path, registry) = data(&config)?;
+    let data: Arc<dyn Data> = path.clone();
+    tokio::spawn(sweep(path));
+    tokio::spawn(async move {
+        if let Err(error) = registry.serve().await {
+            // Without it nothing can be restored here; the supervisor starts us again.
+            tracing::error!(%error, "the registry ended");
+            std::process::exit(1);
+        }
+    });
     Ok(Tools {
         holder: Holder {
             containerd: containerd.clone(),
@@ -87,6 +102,22 @@ fn tools(config: Config) -> Result<Tools> {
 }
 
 /// The data path is made here, and only here.
-fn data(_config: &Config) -> Result<Arc<dyn Data>> {
-    anyhow::bail!("this build has no data path")
+fn data(config: &Config) -> Result<(Arc<DataPath>, Arc<Registry>)> {
+    let worker::config::Store { endpoint, region, bucket, access_key_id, secret_access_key } = config.store.clone();
+    let store = S3Store::new(S3Place { endpoint, region, bucket, access_key_id, secret_access_key });
+    let images = Images::new(config.containerd_socket.clone());
+    let registry =
+        Registry::open(&config.state_dir, config.registry_port, images.clone()).context("open the registry")?;
+    let path = DataPath::new(Arc::new(store), images, registry.clone(), config.state_dir.clone());
+    Ok((Arc::new(path), registry))
+}
+
+/// Names kept for pods that are gone don't pile up.
+async fn sweep(path: Arc<DataPath>) {
+    loop {
+        tokio::time::sleep(SWEEP_EVERY).await;
+        if let Err(error) = path.sweep().await {
+            tracing::warn!(%error, "names of gone pods were not swept");
+        }
+    }
 }

@@ -11,6 +11,7 @@
 //! creations by the pod's name.
 
 pub mod call;
+pub mod cluster;
 pub mod events;
 #[cfg(test)]
 mod fake_api;
