@@ -3,3 +3,4 @@
 pub mod consensus;
 pub mod k8s;
 pub mod metrics;
+pub mod trace;
