@@ -12,4 +12,5 @@ pub mod k8s;
 pub mod metrics;
 pub mod perform;
 pub mod tls;
+pub mod trace;
 pub mod workers;

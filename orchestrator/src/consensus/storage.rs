@@ -75,13 +75,17 @@ impl DiskError {
     #[must_use]
     pub fn is_full(&self) -> bool {
         match self {
-            Self::Database { source, .. } => match source.as_ref() {
-                redb::Error::Io(cause) => matches!(
-                    cause.kind(),
-                    std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded
-                ),
-                _ => false,
-            },
+            Self::Database { source, .. } => {
+                let kind = if let redb::Error::Io(cause) = source.as_ref() {
+                    Some(cause.kind())
+                } else {
+                    None
+                };
+                matches!(
+                    kind,
+                    Some(std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded)
+                )
+            }
             Self::Format(_) | Self::OtherPeer { .. } | Self::Gap { .. } => false,
         }
     }
