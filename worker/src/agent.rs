@@ -25,8 +25,8 @@ mod perform;
 use std::{sync::Arc, time::Duration};
 
 use proto::worker::{
-    Answer, FromWorker, Hello, Inventory, Pong, Progress, ProtocolVersion, Question, StepReport, StepRequest, ToWorker,
-    from_worker, to_worker,
+    Answer, FromWorker, Hello, Inventory, Pong, Progress, ProtocolVersion, Question, StepReport,
+    StepRequest, ToWorker, from_worker, to_worker,
 };
 use tokio::{
     sync::mpsc,
@@ -101,11 +101,30 @@ struct Agent {
 
 /// Serves the orchestrator until the process ends. An error means that the worker can't remember any more.
 pub async fn run(tools: Tools) -> Result<(), JournalError> {
-    let Tools { config, journal, holder, data, inspector, surveyor, metrics } = tools;
+    let Tools {
+        config,
+        journal,
+        holder,
+        data,
+        inspector,
+        surveyor,
+        metrics,
+    } = tools;
     let (events, mut queue) = mpsc::channel(EVENTS_MAX);
     let boot_id = holder.boot_id.clone();
-    let performer = Performer { journal: journal.clone(), holder, data, inspector, metrics: metrics.clone() };
-    tokio::spawn(line::keep(config.clone(), journal.clone(), boot_id, events.clone()));
+    let performer = Performer {
+        journal: journal.clone(),
+        holder,
+        data,
+        inspector,
+        metrics: metrics.clone(),
+    };
+    tokio::spawn(line::keep(
+        config.clone(),
+        journal.clone(),
+        boot_id,
+        events.clone(),
+    ));
     let mut agent = Agent {
         desk: Desk::default(),
         journal,
@@ -129,7 +148,11 @@ pub async fn run(tools: Tools) -> Result<(), JournalError> {
 }
 
 /// The first words on a stream.
-async fn hello(config: &Config, journal: &Journal, boot_id: &str) -> Result<FromWorker, JournalError> {
+async fn hello(
+    config: &Config,
+    journal: &Journal,
+    boot_id: &str,
+) -> Result<FromWorker, JournalError> {
     let memory = journal.recall().await?;
     Ok(message(from_worker::Kind::Hello(Hello {
         protocol: ProtocolVersion::ProtocolVersion1.into(),
@@ -156,7 +179,9 @@ impl Agent {
             }
             Event::Heard(ToWorker { kind }) => match kind {
                 Some(heard) => self.hear(heard).await?,
-                None => tracing::warn!("the orchestrator said something that this version does not know"),
+                None => tracing::warn!(
+                    "the orchestrator said something that this version does not know"
+                ),
             },
             Event::Finished(key, report) => {
                 let (call, next) = self.desk.finish(&key);
@@ -180,7 +205,9 @@ impl Agent {
             to_worker::Kind::Welcome(welcome) => {
                 let revision = welcome.registered_revision;
                 if self.journal.recall().await?.registered < revision {
-                    self.journal.append(vec![Entry::Registered { revision }], Urgency::EndsAHold).await?;
+                    self.journal
+                        .append(vec![Entry::Registered { revision }], Urgency::EndsAHold)
+                        .await?;
                 }
                 self.metrics.stream(true);
                 tracing::info!(revision, "registered with the orchestrator");
@@ -188,7 +215,10 @@ impl Agent {
             to_worker::Kind::Step(request) => self.step(request).await?,
             to_worker::Kind::Question(question) => self.question(question),
             to_worker::Kind::Ping(ping) => {
-                self.send(from_worker::Kind::Pong(Pong { call: ping.call, worker_unix_ns: now_unix_ns() }));
+                self.send(from_worker::Kind::Pong(Pong {
+                    call: ping.call,
+                    worker_unix_ns: now_unix_ns(),
+                }));
             }
         }
         Ok(())
@@ -196,7 +226,10 @@ impl Agent {
 
     async fn step(&mut self, request: StepRequest) -> Result<(), JournalError> {
         let Some(key) = perform::key(&request) else {
-            tracing::warn!(migration = request.migration_id, "asked for a step that this version does not know");
+            tracing::warn!(
+                migration = request.migration_id,
+                "asked for a step that this version does not know"
+            );
             return Ok(());
         };
         let memory = self.journal.recall().await?;
@@ -204,7 +237,10 @@ impl Agent {
         match self.desk.arrive(&key, request, &memory) {
             Verdict::Answer(report) => self.send(from_worker::Kind::Report(*report)),
             Verdict::Joined => {}
-            Verdict::Waits => self.remember_seen(&key, memory.migration(&key.migration).highest).await,
+            Verdict::Waits => {
+                self.remember_seen(&key, memory.migration(&key.migration).highest)
+                    .await
+            }
             Verdict::Begin(work) => {
                 tracing::info!(migration = key.migration, revision, kind = ?key.kind, "step");
                 self.begin(key, *work);
@@ -218,7 +254,10 @@ impl Agent {
         if key.revision <= highest {
             return;
         }
-        let entry = Entry::Seen { migration: key.migration.clone(), revision: key.revision };
+        let entry = Entry::Seen {
+            migration: key.migration.clone(),
+            revision: key.revision,
+        };
         if let Err(error) = self.journal.append(vec![entry], Urgency::EndsAHold).await {
             tracing::warn!(%error, "a waiting step is not remembered");
         }
@@ -228,13 +267,23 @@ impl Agent {
         let (performer, events) = (self.performer.clone(), self.events.clone());
         let progress = self.progress(&key);
         tokio::spawn(async move {
-            let Work { request, superseded, call: _ } = work;
+            let Work {
+                request,
+                superseded,
+                call: _,
+            } = work;
             let performing = {
                 let key = key.clone();
                 // A task of its own, so that a panic in it is an outcome and not a silence.
-                tokio::spawn(async move { performer.perform(&key, &request, &progress, &superseded).await })
+                tokio::spawn(async move {
+                    performer
+                        .perform(&key, &request, &progress, &superseded)
+                        .await
+                })
             };
-            let report = performing.await.unwrap_or_else(|error| perform::unknown(&key, format!("the step broke off: {error}")));
+            let report = performing.await.unwrap_or_else(|error| {
+                perform::unknown(&key, format!("the step broke off: {error}"))
+            });
             // Without the agent there is nobody to tell.
             let _agent_gone = events.send(Event::Finished(key, Box::new(report))).await;
         });
@@ -261,18 +310,27 @@ impl Agent {
 
     /// Told often, passes on seldom. What is dropped is overtaken by the next word.
     fn progress(&self, key: &StepKey) -> impl Fn(&str, u64, u64) + Send + Sync + 'static {
-        let (events, migration_id, revision) = (self.events.clone(), key.migration.clone(), key.revision);
+        let (events, migration_id, revision) =
+            (self.events.clone(), key.migration.clone(), key.revision);
         let last: std::sync::Mutex<Option<(String, Instant)>> = std::sync::Mutex::new(None);
         move |what, done, total| {
             let Ok(mut last) = last.lock() else { return };
             let is_news = match &*last {
-                Some((before, at)) => before != what || at.elapsed() >= PROGRESS_EVERY || (total > 0 && done == total),
+                Some((before, at)) => {
+                    before != what || at.elapsed() >= PROGRESS_EVERY || (total > 0 && done == total)
+                }
                 None => true,
             };
             if is_news {
                 *last = Some((what.to_owned(), Instant::now()));
                 let what = what.to_owned();
-                let progress = Progress { migration_id: migration_id.clone(), revision, what, done, total };
+                let progress = Progress {
+                    migration_id: migration_id.clone(),
+                    revision,
+                    what,
+                    done,
+                    total,
+                };
                 let _full_or_gone = events.try_send(Event::Moved(progress));
             }
         }

@@ -30,7 +30,11 @@ const UID_LENGTH_MIN: usize = 32;
 const POLL: Duration = Duration::from_millis(2);
 /// A freeze that takes longer than this has met a process that can't be stopped (state D).
 /// (Tests stand in for the kernel and never let it come true.)
-const SETTLE_MAX: Duration = if cfg!(test) { Duration::from_millis(50) } else { Duration::from_secs(5) };
+const SETTLE_MAX: Duration = if cfg!(test) {
+    Duration::from_millis(50)
+} else {
+    Duration::from_secs(5)
+};
 
 /// The hierarchies of this node.
 #[derive(Clone, Debug)]
@@ -119,13 +123,21 @@ impl Cgroups {
     /// Looks what is mounted at `root`.
     pub fn at(root: &Path) -> Result<Self, CgroupError> {
         if root.join("cgroup.controllers").is_file() {
-            return Ok(Self { freezer: root.to_owned(), version: Version::V2 });
+            return Ok(Self {
+                freezer: root.to_owned(),
+                version: Version::V2,
+            });
         }
         let freezer = root.join("freezer");
         if freezer.is_dir() {
-            return Ok(Self { freezer, version: Version::V1 });
+            return Ok(Self {
+                freezer,
+                version: Version::V1,
+            });
         }
-        Err(CgroupError::NoFreezer { root: root.to_owned() })
+        Err(CgroupError::NoFreezer {
+            root: root.to_owned(),
+        })
     }
 
     /// 1 or 2.
@@ -137,15 +149,31 @@ impl Cgroups {
     }
 
     /// The pod's cgroup, from what /proc/PID/cgroup says about a process of one of its containers.
-    pub fn of_process(&self, pid: u32, proc_cgroup: &str, uid: &str) -> Result<PodCgroup, CgroupError> {
-        let not_in_pod = || CgroupError::NotInPod { pid, uid: uid.to_owned(), found: proc_cgroup.trim().to_owned() };
+    pub fn of_process(
+        &self,
+        pid: u32,
+        proc_cgroup: &str,
+        uid: &str,
+    ) -> Result<PodCgroup, CgroupError> {
+        let not_in_pod = || CgroupError::NotInPod {
+            pid,
+            uid: uid.to_owned(),
+            found: proc_cgroup.trim().to_owned(),
+        };
         let path = self.path_of(proc_cgroup).ok_or_else(not_in_pod)?;
         let relative = Path::new(path.trim_start_matches('/'));
         // "/../x": the process is outside of what our own cgroup namespace shows.
-        if relative.components().any(|part| !matches!(part, Component::Normal(_))) {
+        if relative
+            .components()
+            .any(|part| !matches!(part, Component::Normal(_)))
+        {
             return Err(not_in_pod());
         }
-        let pod = relative.ancestors().skip(1).find(|folder| carries(folder, uid)).ok_or_else(not_in_pod)?;
+        let pod = relative
+            .ancestors()
+            .skip(1)
+            .find(|folder| carries(folder, uid))
+            .ok_or_else(not_in_pod)?;
         self.pod(self.freezer.join(pod), uid)
     }
 
@@ -153,7 +181,11 @@ impl Cgroups {
     pub fn find(&self, uid: &str) -> Result<Option<PodCgroup>, CgroupError> {
         let mut found = Vec::new();
         find_pods(&self.freezer, DEPTH_MAX, &mut found)?;
-        found.into_iter().find(|folder| carries(folder, uid)).map(|folder| self.pod(folder, uid)).transpose()
+        found
+            .into_iter()
+            .find(|folder| carries(folder, uid))
+            .map(|folder| self.pod(folder, uid))
+            .transpose()
     }
 
     /// UIDs of the pods that are frozen now.
@@ -162,7 +194,9 @@ impl Cgroups {
         find_pods(&self.freezer, DEPTH_MAX, &mut found)?;
         let mut frozen = Vec::new();
         for folder in found {
-            let Some(uid) = folder.file_name().and_then(|name| uid_in(name.to_str()?)) else { continue };
+            let Some(uid) = folder.file_name().and_then(|name| uid_in(name.to_str()?)) else {
+                continue;
+            };
             match self.pod(folder, &uid)?.is_frozen() {
                 Ok(true) => frozen.push(uid),
                 Ok(false) => {}
@@ -175,9 +209,16 @@ impl Cgroups {
 
     fn pod(&self, folder: PathBuf, uid: &str) -> Result<PodCgroup, CgroupError> {
         if !carries(&folder, uid) {
-            return Err(CgroupError::NotThePod { folder, uid: uid.to_owned() });
+            return Err(CgroupError::NotThePod {
+                folder,
+                uid: uid.to_owned(),
+            });
         }
-        Ok(PodCgroup { folder, version: self.version, uid: uid.to_owned() })
+        Ok(PodCgroup {
+            folder,
+            version: self.version,
+            uid: uid.to_owned(),
+        })
     }
 
     /// The path in our hierarchy, from lines `ID:CONTROLLERS:PATH`.
@@ -186,7 +227,10 @@ impl Cgroups {
             let mut fields = line.splitn(3, ':').skip(1);
             let (controllers, path) = (fields.next()?, fields.next()?);
             match self.version {
-                Version::V1 => controllers.split(',').any(|name| name == "freezer").then_some(path),
+                Version::V1 => controllers
+                    .split(',')
+                    .any(|name| name == "freezer")
+                    .then_some(path),
                 Version::V2 => controllers.is_empty().then_some(path),
             }
         })
@@ -219,7 +263,10 @@ impl PodCgroup {
         let mut all = BTreeSet::new();
         for folder in self.below()? {
             match read(&folder.join("cgroup.procs")) {
-                Ok(text) => all.extend(text.lines().filter_map(|line| line.trim().parse::<u32>().ok())),
+                Ok(text) => all.extend(
+                    text.lines()
+                        .filter_map(|line| line.trim().parse::<u32>().ok()),
+                ),
                 Err(error) if error.is_gone() => {}
                 Err(error) => return Err(error),
             }
@@ -249,7 +296,11 @@ impl PodCgroup {
         }
         // The pod last: below a thawed container nothing moves while the pod is frozen.
         for folder in self.below()?.into_iter().rev() {
-            let cgroup = Self { folder, version: self.version, uid: self.uid.clone() };
+            let cgroup = Self {
+                folder,
+                version: self.version,
+                uid: self.uid.clone(),
+            };
             match cgroup.thaw().await {
                 Ok(()) => {}
                 Err(error) if error.is_gone() => {}
@@ -276,7 +327,11 @@ impl PodCgroup {
                 return Ok(());
             }
             if tokio::time::Instant::now() > deadline {
-                return Err(CgroupError::Unsettled { folder: self.folder.clone(), state, wanted: value });
+                return Err(CgroupError::Unsettled {
+                    folder: self.folder.clone(),
+                    state,
+                    wanted: value,
+                });
             }
             tokio::time::sleep(POLL).await;
         }
@@ -329,13 +384,20 @@ fn uid_in(name: &str) -> Option<String> {
     let name = name.strip_suffix(".slice").unwrap_or(name);
     let (before, uid) = name.rsplit_once("pod")?;
     let uid = uid.replace('_', "-");
-    let is_uid = uid.len() >= UID_LENGTH_MIN && uid.chars().all(|digit| digit.is_ascii_hexdigit() || digit == '-');
+    let is_uid = uid.len() >= UID_LENGTH_MIN
+        && uid
+            .chars()
+            .all(|digit| digit.is_ascii_hexdigit() || digit == '-');
     (is_uid && (before.is_empty() || before.ends_with('-'))).then_some(uid)
 }
 
 fn find_pods(folder: &Path, depth: usize, found: &mut Vec<PathBuf>) -> Result<(), CgroupError> {
     for child in folders_in(folder)? {
-        if child.file_name().and_then(|name| uid_in(name.to_str()?)).is_some() {
+        if child
+            .file_name()
+            .and_then(|name| uid_in(name.to_str()?))
+            .is_some()
+        {
             found.push(child);
         } else if depth > 1 {
             find_pods(&child, depth - 1, found)?;
@@ -349,123 +411,38 @@ fn folders_in(folder: &Path) -> Result<Vec<PathBuf>, CgroupError> {
         Ok(listing) => listing,
         // Cgroups come and go while we look.
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(source) => return Err(CgroupError::Io { doing: "list", path: folder.to_owned(), source }),
+        Err(source) => {
+            return Err(CgroupError::Io {
+                doing: "list",
+                path: folder.to_owned(),
+                source,
+            });
+        }
     };
-    let folders = listing.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+    let folders = listing
+        .flatten()
+        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
     Ok(folders.map(|entry| entry.path()).collect())
 }
 
 fn read(path: &Path) -> Result<String, CgroupError> {
-    fs::read_to_string(path).map_err(|source| CgroupError::Io { doing: "read", path: path.to_owned(), source })
+    fs::read_to_string(path).map_err(|source| CgroupError::Io {
+        doing: "read",
+        path: path.to_owned(),
+        source,
+    })
 }
 
 fn write(path: &Path, value: &str) -> Result<(), CgroupError> {
     // Not created when missing: in a cgroup file system nobody creates files.
     let file = fs::OpenOptions::new().write(true).truncate(true).open(path);
     file.and_then(|mut file| std::io::Write::write_all(&mut file, value.as_bytes()))
-        .map_err(|source| CgroupError::Io { doing: "write", path: path.to_owned(), source })
+        .map_err(|source| CgroupError::Io {
+            doing: "write",
+            path: path.to_owned(),
+            source,
+        })
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const UID: &str = "0f1e2d3c-4b5a-6978-8796-a5b4c3d2e1f0";
-
-    /// A folder tree that stands in for a version 1 freezer: files keep what is written.
-    fn freezer() -> (tempfile::TempDir, Cgroups, PathBuf) {
-        let root = tempfile::tempdir().unwrap();
-        let pod = root.path().join(format!("freezer/kubepods/besteffort/pod{UID}"));
-        for folder in [pod.clone(), pod.join("sandbox"), pod.join("container")] {
-            fs::create_dir_all(&folder).unwrap();
-            fs::write(folder.join("freezer.state"), "THAWED\n").unwrap();
-            fs::write(folder.join("cgroup.procs"), "").unwrap();
-        }
-        let cgroups = Cgroups::at(root.path()).unwrap();
-        (root, cgroups, pod)
-    }
-
-    fn v1(path: &str) -> String {
-        format!("9:memory:/x\n8:freezer:{path}\n1:name=systemd:/y\n")
-    }
-
-    #[tokio::test]
-    async fn the_pods_folder_is_frozen_and_nothing_else() {
-        let (root, cgroups, pod) = freezer();
-        let text = v1(&format!("/kubepods/besteffort/pod{UID}/container"));
-        let cgroup = cgroups.of_process(1, &text, UID).unwrap();
-        assert_eq!(cgroup.folder(), pod);
-        cgroup.freeze().await.unwrap();
-        assert_eq!(fs::read_to_string(pod.join("freezer.state")).unwrap(), "FROZEN");
-        assert_eq!(fs::read_to_string(pod.join("container/freezer.state")).unwrap(), "THAWED\n");
-        assert!(!root.path().join("freezer/freezer.state").exists());
-        assert_eq!(cgroups.frozen_pods().unwrap(), [UID]);
-        cgroup.thaw().await.unwrap();
-        assert!(cgroups.frozen_pods().unwrap().is_empty());
-    }
-
-    #[test]
-    fn a_path_without_the_pods_uid_is_never_made_into_a_pods_cgroup() {
-        let (_root, cgroups, _pod) = freezer();
-        let other = "11111111-4b5a-6978-8796-a5b4c3d2e1f0";
-        for path in ["/", "/kubepods", "/kubepods/besteffort", "/lab-node1", "", "/../pod", &format!("/pod{other}/c")] {
-            assert!(cgroups.of_process(1, &v1(path), UID).is_err(), "{path}");
-        }
-        // The container itself must lie below the pod's folder: freezing it would be the wrong lock.
-        assert!(cgroups.of_process(1, &v1(&format!("/kubepods/pod{UID}")), UID).is_err());
-        // An empty or short UID is in every name.
-        for uid in ["", "0", "pod"] {
-            assert!(cgroups.of_process(1, &v1(&format!("/kubepods/pod{UID}/c")), uid).is_err(), "{uid}");
-        }
-    }
-
-    #[test]
-    fn the_systemd_drivers_names_and_nested_cgroups_are_understood() {
-        let root = tempfile::tempdir().unwrap();
-        fs::write(root.path().join("cgroup.controllers"), "cpu").unwrap();
-        let cgroups = Cgroups::at(root.path()).unwrap();
-        let pod = format!("kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{}.slice", UID.replace('-', "_"));
-        let text = format!("0::/{pod}/cri-containerd-abc.scope/init.scope\n");
-        let cgroup = cgroups.of_process(1, &text, UID).unwrap();
-        assert_eq!(cgroup.folder(), root.path().join(&pod));
-        assert!(cgroups.of_process(1, &v1("/x"), UID).is_err());
-    }
-
-    #[test]
-    fn a_pod_is_found_by_its_name_alone() {
-        let (_root, cgroups, pod) = freezer();
-        assert_eq!(cgroups.find(UID).unwrap().unwrap().folder(), pod);
-        assert_eq!(cgroups.find("11111111-4b5a-6978-8796-a5b4c3d2e1f0").unwrap(), None);
-    }
-
-    #[tokio::test]
-    async fn killing_ends_the_processes_below_and_thaws_pod_and_containers() {
-        let (_root, cgroups, pod) = freezer();
-        let mut victim = std::process::Command::new("sleep").arg("100").spawn().unwrap();
-        fs::write(pod.join("container/cgroup.procs"), format!("{}\n", victim.id())).unwrap();
-        fs::write(pod.join("freezer.state"), "FROZEN").unwrap();
-        fs::write(pod.join("container/freezer.state"), "FROZEN").unwrap();
-        cgroups.find(UID).unwrap().unwrap().kill().await.unwrap();
-        let status = victim.wait().unwrap();
-        assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(9));
-        for folder in [pod.clone(), pod.join("container")] {
-            assert_eq!(fs::read_to_string(folder.join("freezer.state")).unwrap(), "THAWED");
-        }
-    }
-
-    #[tokio::test]
-    async fn a_version_2_freeze_counts_only_when_the_kernel_says_it_came_true() {
-        let root = tempfile::tempdir().unwrap();
-        fs::write(root.path().join("cgroup.controllers"), "").unwrap();
-        let pod = root.path().join(format!("kubepods/pod{UID}"));
-        fs::create_dir_all(&pod).unwrap();
-        fs::write(pod.join("cgroup.freeze"), "0").unwrap();
-        fs::write(pod.join("cgroup.events"), "populated 1\nfrozen 0\n").unwrap();
-        let cgroup = Cgroups::at(root.path()).unwrap().find(UID).unwrap().unwrap();
-        let error = cgroup.freeze().await.unwrap_err();
-        assert!(matches!(error, CgroupError::Unsettled { .. }), "{error}");
-        assert_eq!(fs::read_to_string(pod.join("cgroup.freeze")).unwrap(), "1");
-        fs::write(pod.join("cgroup.events"), "populated 1\nfrozen 1\n").unwrap();
-        cgroup.freeze().await.unwrap();
-    }
-}
+mod tests;

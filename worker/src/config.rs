@@ -18,7 +18,11 @@ pub struct Config {
     pub orchestrator: String,
 
     /// The authority that signed the orchestrator's certificate (PEM), read again at every dial.
-    #[arg(long, env = "LONGSHORE_ORCHESTRATOR_CA", default_value = "/etc/longshore/orchestrator/ca.crt")]
+    #[arg(
+        long,
+        env = "LONGSHORE_ORCHESTRATOR_CA",
+        default_value = "/etc/longshore/orchestrator/ca.crt"
+    )]
     pub orchestrator_ca: PathBuf,
 
     /// Name that the orchestrator's certificate must carry.
@@ -26,11 +30,18 @@ pub struct Config {
     pub orchestrator_name: String,
 
     /// Token that proves to the orchestrator who we are (projected, audience `longshore`), read again at every dial.
-    #[arg(long, env = "LONGSHORE_TOKEN_FILE", default_value = "/var/run/secrets/longshore/token")]
+    #[arg(
+        long,
+        env = "LONGSHORE_TOKEN_FILE",
+        default_value = "/var/run/secrets/longshore/token"
+    )]
     pub token_file: PathBuf,
 
     /// Token for the kubelet's checkpoint call, read again at every call.
-    #[arg(long, default_value = "/var/run/secrets/kubernetes.io/serviceaccount/token")]
+    #[arg(
+        long,
+        default_value = "/var/run/secrets/kubernetes.io/serviceaccount/token"
+    )]
     pub kubelet_token_file: PathBuf,
 
     /// Certificate to trust when calling the kubelet: its own one when it signs for itself, else its authority's.
@@ -83,7 +94,12 @@ pub struct Store {
     #[arg(long = "s3-bucket", env = "S3_BUCKET", default_value = "longshore")]
     pub bucket: String,
     /// Access key.
-    #[arg(long = "s3-access-key-id", env = "AWS_ACCESS_KEY_ID", default_value = "", hide_env_values = true)]
+    #[arg(
+        long = "s3-access-key-id",
+        env = "AWS_ACCESS_KEY_ID",
+        default_value = "",
+        hide_env_values = true
+    )]
     pub access_key_id: String,
     /// Its secret; only from the environment, for flags are seen by every process of the node.
     #[arg(skip = std::env::var("AWS_SECRET_ACCESS_KEY").unwrap_or_default())]
@@ -93,7 +109,13 @@ pub struct Store {
 // By hand, so that the secret is in no log.
 impl std::fmt::Debug for Store {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { endpoint, region, bucket, access_key_id: _, secret_access_key: _ } = self;
+        let Self {
+            endpoint,
+            region,
+            bucket,
+            access_key_id: _,
+            secret_access_key: _,
+        } = self;
         formatter
             .debug_struct("Store")
             .field("endpoint", endpoint)

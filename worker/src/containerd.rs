@@ -99,42 +99,70 @@ impl Containerd {
     pub fn at(socket: &Path) -> Self {
         let socket: PathBuf = socket.to_owned();
         // The address is only for the header: the connector below decides where it goes.
-        let endpoint = Endpoint::from_static("http://containerd").timeout(CALL_MAX).connect_timeout(CALL_MAX);
+        let endpoint = Endpoint::from_static("http://containerd")
+            .timeout(CALL_MAX)
+            .connect_timeout(CALL_MAX);
         let channel = endpoint.connect_with_connector_lazy(tower::service_fn(move |_| {
             let socket = socket.clone();
-            async move { tokio::net::UnixStream::connect(socket).await.map(TokioIo::new) }
+            async move {
+                tokio::net::UnixStream::connect(socket)
+                    .await
+                    .map(TokioIo::new)
+            }
         }));
         Self { channel }
     }
 
     /// containerd's version, without a leading v.
     pub async fn version(&self) -> Result<String, ContainerdError> {
-        let answer = VersionClient::new(self.channel.clone()).version(Request::new(())).await;
-        let version = answer.map_err(said("ask for the version of", "containerd"))?.into_inner().version;
+        let answer = VersionClient::new(self.channel.clone())
+            .version(Request::new(()))
+            .await;
+        let version = answer
+            .map_err(said("ask for the version of", "containerd"))?
+            .into_inner()
+            .version;
         Ok(version.trim_start_matches('v').to_owned())
     }
 
     /// What CRI's status says in detail; the entry `config` holds containerd's settings as JSON.
     pub async fn details(&self) -> Result<HashMap<String, String>, ContainerdError> {
         let request = Request::new(cri::StatusRequest { verbose: true });
-        let answer = RuntimeServiceClient::new(self.channel.clone()).status(request).await;
-        Ok(answer.map_err(said("ask for the status of", "the container runtime interface"))?.into_inner().info)
+        let answer = RuntimeServiceClient::new(self.channel.clone())
+            .status(request)
+            .await;
+        Ok(answer
+            .map_err(said(
+                "ask for the status of",
+                "the container runtime interface",
+            ))?
+            .into_inner()
+            .info)
     }
 
     /// Every container of a pod that containerd knows, the sandbox too.
     pub async fn containers_of(&self, uid: &str) -> Result<Vec<Container>, ContainerdError> {
         let filters = vec![format!("labels.\"{LABEL_UID}\"==\"{uid}\"")];
         let request = in_namespace(containers::ListContainersRequest { filters });
-        let answer = ContainersClient::new(self.channel.clone()).list(request).await;
-        let known = answer.map_err(said("list the containers of pod", uid))?.into_inner().containers;
+        let answer = ContainersClient::new(self.channel.clone())
+            .list(request)
+            .await;
+        let known = answer
+            .map_err(said("list the containers of pod", uid))?
+            .into_inner()
+            .containers;
         // The filter is containerd's; that it was obeyed is checked here.
-        let ours = known.into_iter().filter(|container| container.labels.get(LABEL_UID).is_some_and(|of| of == uid));
+        let ours = known
+            .into_iter()
+            .filter(|container| container.labels.get(LABEL_UID).is_some_and(|of| of == uid));
         Ok(ours.map(container_of).collect())
     }
 
     /// The task of a container; nothing when it has none.
     pub async fn task(&self, id: &str) -> Result<Option<Task>, ContainerdError> {
-        let request = in_namespace(tasks::GetRequest { container_id: id.to_owned() });
+        let request = in_namespace(tasks::GetRequest {
+            container_id: id.to_owned(),
+        });
         match TasksClient::new(self.channel.clone()).get(request).await {
             Ok(answer) => Ok(answer.into_inner().process.map(|process| task_of(&process))),
             Err(status) if status.code() == Code::NotFound => Ok(None),
@@ -144,21 +172,36 @@ impl Containerd {
 
     /// Stops the task; containerd knows that it is paused.
     pub async fn pause(&self, id: &str) -> Result<(), ContainerdError> {
-        let request = in_namespace(tasks::PauseTaskRequest { container_id: id.to_owned() });
+        let request = in_namespace(tasks::PauseTaskRequest {
+            container_id: id.to_owned(),
+        });
         let answer = TasksClient::new(self.channel.clone()).pause(request).await;
-        answer.map(drop).map_err(said("pause the task of container", id))
+        answer
+            .map(drop)
+            .map_err(said("pause the task of container", id))
     }
 
     /// Lets a paused task go on.
     pub async fn resume(&self, id: &str) -> Result<(), ContainerdError> {
-        let request = in_namespace(tasks::ResumeTaskRequest { container_id: id.to_owned() });
+        let request = in_namespace(tasks::ResumeTaskRequest {
+            container_id: id.to_owned(),
+        });
         let answer = TasksClient::new(self.channel.clone()).resume(request).await;
-        answer.map(drop).map_err(said("resume the task of container", id))
+        answer
+            .map(drop)
+            .map_err(said("resume the task of container", id))
     }
 }
 
 fn container_of(container: containers::Container) -> Container {
-    let containers::Container { id, labels, image: _, runtime, snapshotter: _, snapshot_key: _ } = container;
+    let containers::Container {
+        id,
+        labels,
+        image: _,
+        runtime,
+        snapshotter: _,
+        snapshot_key: _,
+    } = container;
     Container {
         id,
         name: labels.get(LABEL_NAME).cloned().unwrap_or_default(),
@@ -176,16 +219,28 @@ fn task_of(process: &tasks::Process) -> Task {
         tasks::Status::Paused => TaskState::Paused,
         tasks::Status::Pausing => TaskState::Pausing,
     };
-    Task { pid: process.pid, state, terminal: process.terminal, exit_status: process.exit_status }
+    Task {
+        pid: process.pid,
+        state,
+        terminal: process.terminal,
+        exit_status: process.exit_status,
+    }
 }
 
 fn in_namespace<T>(message: T) -> Request<T> {
     let mut request = Request::new(message);
-    request.metadata_mut().insert("containerd-namespace", MetadataValue::from_static(NAMESPACE));
+    request.metadata_mut().insert(
+        "containerd-namespace",
+        MetadataValue::from_static(NAMESPACE),
+    );
     request
 }
 
 fn said(doing: &'static str, object: impl Into<String>) -> impl FnOnce(Status) -> ContainerdError {
     let object = object.into();
-    move |status| ContainerdError { doing, object, status: Box::new(status) }
+    move |status| ContainerdError {
+        doing,
+        object,
+        status: Box::new(status),
+    }
 }

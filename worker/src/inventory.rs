@@ -72,27 +72,48 @@ impl Surveyor {
         let seen = Seen {
             criu: criu.as_deref().and_then(version_in).unwrap_or_default(),
             kernel: uname.release().to_string_lossy().into_owned(),
-            containerd: self.containerd.version().await.map_err(|error| error.to_string()),
-            restore_is_enabled: self.containerd.details().await.is_ok_and(|details| has_restore(&details)),
-            settings: tokio::fs::read_to_string(self.node_root.join(CRIU_SETTINGS)).await.ok(),
+            containerd: self
+                .containerd
+                .version()
+                .await
+                .map_err(|error| error.to_string()),
+            restore_is_enabled: self
+                .containerd
+                .details()
+                .await
+                .is_ok_and(|details| has_restore(&details)),
+            settings: tokio::fs::read_to_string(self.node_root.join(CRIU_SETTINGS))
+                .await
+                .ok(),
             kubelet: Some(self.kubelet.probe().await),
         };
-        let cpu = tokio::fs::read_to_string("/proc/cpuinfo").await.unwrap_or_default();
+        let cpu = tokio::fs::read_to_string("/proc/cpuinfo")
+            .await
+            .unwrap_or_default();
         let held = self.cgroups.frozen_pods();
         let (checkpoint, restore) = judge(&seen);
         Inventory {
             criu_version: seen.criu,
             runtime_name: "containerd".to_owned(),
             runtime_version: seen.containerd.unwrap_or_default(),
-            oci_runtime: oci.as_deref().and_then(version_in).map(|version| format!("runc {version}")).unwrap_or_default(),
+            oci_runtime: oci
+                .as_deref()
+                .and_then(version_in)
+                .map(|version| format!("runc {version}"))
+                .unwrap_or_default(),
             kernel: seen.kernel,
             architecture: architecture().to_owned(),
-            cpu_flags: cpu_line(&cpu, &["flags", "Features"]).split_whitespace().map(str::to_owned).collect(),
+            cpu_flags: cpu_line(&cpu, &["flags", "Features"])
+                .split_whitespace()
+                .map(str::to_owned)
+                .collect(),
             cgroup_version: self.cgroups.version(),
             checkpoint,
             restore,
             free_bytes: self.free_bytes(),
-            held_pods: held.inspect_err(|error| tracing::warn!(%error, "held pods can't be seen")).unwrap_or_default(),
+            held_pods: held
+                .inspect_err(|error| tracing::warn!(%error, "held pods can't be seen"))
+                .unwrap_or_default(),
             cpu_model: cpu_line(&cpu, &["model name", "CPU part"]),
         }
     }
@@ -101,16 +122,33 @@ impl Surveyor {
     async fn program(&self, name: &str) -> Option<String> {
         let own = std::env::current_exe().ok()?;
         let mut command = tokio::process::Command::new(own);
-        command.arg(BECOME).arg(&self.node_root).args([name, "--version"]);
-        command.env("PATH", NODE_PATH).stdin(Stdio::null()).kill_on_drop(true);
-        let output = tokio::time::timeout(PROGRAM_MAX, command.output()).await.ok()?.ok()?;
-        output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
+        command
+            .arg(BECOME)
+            .arg(&self.node_root)
+            .args([name, "--version"]);
+        command
+            .env("PATH", NODE_PATH)
+            .stdin(Stdio::null())
+            .kill_on_drop(true);
+        let output = tokio::time::timeout(PROGRAM_MAX, command.output())
+            .await
+            .ok()?
+            .ok()?;
+        output
+            .status
+            .success()
+            .then(|| String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
     /// The least of the file systems that a checkpoint passes through.
     fn free_bytes(&self) -> u64 {
-        let folders = PASSED_THROUGH.iter().map(|folder| self.node_root.join(folder)).chain([self.state_dir.clone()]);
-        let free = folders.filter_map(|folder| rustix::fs::statvfs(&folder).ok()).map(|facts| facts.f_bavail * facts.f_frsize);
+        let folders = PASSED_THROUGH
+            .iter()
+            .map(|folder| self.node_root.join(folder))
+            .chain([self.state_dir.clone()]);
+        let free = folders
+            .filter_map(|folder| rustix::fs::statvfs(&folder).ok())
+            .map(|facts| facts.f_bavail * facts.f_frsize);
         free.min().unwrap_or_default()
     }
 }
@@ -119,9 +157,13 @@ impl Surveyor {
 /// `arguments`: the root, the program, its arguments.
 pub fn become_program(arguments: &[String]) -> std::io::Error {
     use std::os::unix::process::CommandExt;
-    let [root, program, rest @ ..] = arguments else { return std::io::Error::other("a root and a program are needed") };
+    let [root, program, rest @ ..] = arguments else {
+        return std::io::Error::other("a root and a program are needed");
+    };
     // The root may be ours already, in tests and on a node without containers around its worker.
-    if let Err(error) = rustix::process::chroot(Path::new(root)).and_then(|()| rustix::process::chdir("/")) {
+    if let Err(error) =
+        rustix::process::chroot(Path::new(root)).and_then(|()| rustix::process::chdir("/"))
+    {
         return error.into();
     }
     std::process::Command::new(program).args(rest).exec()
@@ -132,7 +174,11 @@ fn judge(seen: &Seen) -> (Vec<Finding>, Vec<Finding>) {
     let mut both = Vec::new();
     judge_criu(seen, &mut both);
     if let Err(why) = &seen.containerd {
-        both.push(refuse("RuntimeSilent", format!("containerd does not answer: {why}"), "start containerd"));
+        both.push(refuse(
+            "RuntimeSilent",
+            format!("containerd does not answer: {why}"),
+            "start containerd",
+        ));
     }
     let mut checkpoint = both.clone();
     let mut restore = both;
@@ -148,20 +194,39 @@ fn judge_criu(seen: &Seen, findings: &mut Vec<Finding>) {
     let criu = numbers(&seen.criu);
     let install = "install CRIU 4.2 or newer and restart containerd";
     if seen.criu.is_empty() {
-        findings.push(refuse("NoCriu", "there is no CRIU on the node".to_owned(), install));
+        findings.push(refuse(
+            "NoCriu",
+            "there is no CRIU on the node".to_owned(),
+            install,
+        ));
     } else if criu < CRIU_MIN {
-        findings.push(refuse("CriuTooOld", format!("CRIU {} is older than 3.16", seen.criu), install));
+        findings.push(refuse(
+            "CriuTooOld",
+            format!("CRIU {} is older than 3.16", seen.criu),
+            install,
+        ));
     } else if numbers(&seen.kernel) >= KERNEL_PASSCRED && criu < CRIU_FOR_PASSCRED {
-        let message = format!("CRIU {} does not work on kernel {}: from 6.16 on it must be 4.2 or newer", seen.criu, seen.kernel);
+        let message = format!(
+            "CRIU {} does not work on kernel {}: from 6.16 on it must be 4.2 or newer",
+            seen.criu, seen.kernel
+        );
         findings.push(refuse("CriuTooOld", message, install));
     }
     let settings = seen.settings.as_deref().unwrap_or_default();
-    let has = |setting: &str| settings.lines().any(|line| line.split('#').next().unwrap_or_default().trim() == setting);
+    let has = |setting: &str| {
+        settings
+            .lines()
+            .any(|line| line.split('#').next().unwrap_or_default().trim() == setting)
+    };
     if !has("tcp-close") {
         let message = "/etc/criu/runc.conf on the node does not say tcp-close: pods with open connections can neither be \
                        dumped nor restored"
             .to_owned();
-        findings.push(refuse("CriuSettings", message, "write a line tcp-close into /etc/criu/runc.conf on all nodes"));
+        findings.push(refuse(
+            "CriuSettings",
+            message,
+            "write a line tcp-close into /etc/criu/runc.conf on all nodes",
+        ));
     } else if !has("skip-in-flight") {
         let message = "/etc/criu/runc.conf on the node does not say skip-in-flight: a connection that is just being made \
                        fails the dump"
@@ -172,8 +237,11 @@ fn judge_criu(seen: &Seen, findings: &mut Vec<Finding>) {
 }
 
 fn checkpoint_by(containerd: &str) -> Option<Finding> {
-    let message = format!("containerd {containerd} cannot make checkpoints through the kubelet: from 2.0 on it can");
-    (numbers(containerd) < [2, 0, 0]).then(|| refuse("RuntimeTooOld", message, "use containerd 2.1"))
+    let message = format!(
+        "containerd {containerd} cannot make checkpoints through the kubelet: from 2.0 on it can"
+    );
+    (numbers(containerd) < [2, 0, 0])
+        .then(|| refuse("RuntimeTooOld", message, "use containerd 2.1"))
 }
 
 /// Restoring by image came with 2.1.0, was switched off in 2.2.7 and 2.3.4, and is gone from 2.4 on.
@@ -182,18 +250,26 @@ fn restore_by(containerd: &str, is_enabled: bool) -> Option<Finding> {
                    [plugins.\"io.containerd.cri.v1.runtime\"] of containerd's configuration and restart it";
     match numbers(containerd) {
         [0 | 1, ..] | [2, 0, _] => {
-            let message = format!("containerd {containerd} cannot restore from an image: 2.1 to 2.3 can");
+            let message =
+                format!("containerd {containerd} cannot restore from an image: 2.1 to 2.3 can");
             Some(refuse("RuntimeTooOld", message, "use containerd 2.1"))
         }
         [2, 1, _] | [2, 2, ..=6] | [2, 3, ..=3] => None,
         [2, 2 | 3, _] if is_enabled => None,
         [2, 2 | 3, _] => {
-            let message = format!("containerd {containerd} has restoring from an image switched off");
+            let message =
+                format!("containerd {containerd} has restoring from an image switched off");
             Some(refuse("RestoreSwitchedOff", message, setting))
         }
         [..] => {
-            let message = format!("containerd {containerd} cannot restore from an image any more: it went with 2.4");
-            Some(refuse("RestoreRemoved", message, "use containerd 2.1 to 2.3 on this node"))
+            let message = format!(
+                "containerd {containerd} cannot restore from an image any more: it went with 2.4"
+            );
+            Some(refuse(
+                "RestoreRemoved",
+                message,
+                "use containerd 2.1 to 2.3 on this node",
+            ))
         }
     }
 }
@@ -211,34 +287,51 @@ fn kubelet_says(probe: &Probe) -> Option<Finding> {
             "the kubelet has no checkpoint call".to_owned(),
             "use Kubernetes 1.30 or newer, and don't switch off the gate ContainerCheckpoint or enableDebuggingHandlers",
         )),
-        Probe::Unclear(why) => {
-            Some(refuse("KubeletSilent", format!("the kubelet's checkpoint call can't be reached: {why}"), ""))
-        }
+        Probe::Unclear(why) => Some(refuse(
+            "KubeletSilent",
+            format!("the kubelet's checkpoint call can't be reached: {why}"),
+            "",
+        )),
     }
 }
 
 /// Is the setting on, however the JSON of this version spells it?
 fn has_restore(details: &HashMap<String, String>) -> bool {
-    let letters: String =
-        details.get("config").into_iter().flat_map(|json| json.chars()).filter(|c| c.is_alphanumeric() || *c == ':').collect();
-    letters.to_lowercase().contains(&format!("{RESTORE_SETTING}:true"))
+    let letters: String = details
+        .get("config")
+        .into_iter()
+        .flat_map(|json| json.chars())
+        .filter(|c| c.is_alphanumeric() || *c == ':')
+        .collect();
+    letters
+        .to_lowercase()
+        .contains(&format!("{RESTORE_SETTING}:true"))
 }
 
 /// The first three numbers of a version; what is missing is 0.
 fn numbers(version: &str) -> [u64; 3] {
-    let mut numbers = version.split(['.', '-', '+', '~']).map(|part| part.parse().unwrap_or_default());
+    let mut numbers = version
+        .split(['.', '-', '+', '~'])
+        .map(|part| part.parse().unwrap_or_default());
     std::array::from_fn(|_| numbers.next().unwrap_or_default())
 }
 
 /// The first word that looks like a version: `Version: 4.2.1`, `runc version 1.3.6`.
 fn version_in(printed: &str) -> Option<String> {
-    let mut words = printed.split_whitespace().map(|word| word.trim_start_matches('v'));
-    words.find(|word| word.contains('.') && word.starts_with(|first: char| first.is_ascii_digit())).map(str::to_owned)
+    let mut words = printed
+        .split_whitespace()
+        .map(|word| word.trim_start_matches('v'));
+    words
+        .find(|word| word.contains('.') && word.starts_with(|first: char| first.is_ascii_digit()))
+        .map(str::to_owned)
 }
 
 fn cpu_line(cpuinfo: &str, names: &[&str]) -> String {
     let mut lines = cpuinfo.lines().filter_map(|line| line.split_once(':'));
-    lines.find(|(name, _)| names.contains(&name.trim())).map(|(_, value)| value.trim().to_owned()).unwrap_or_default()
+    lines
+        .find(|(name, _)| names.contains(&name.trim()))
+        .map(|(_, value)| value.trim().to_owned())
+        .unwrap_or_default()
 }
 
 /// Kubernetes' word for the machine.
@@ -255,7 +348,12 @@ fn refuse(code: &str, message: String, remedy: &str) -> Finding {
 }
 
 fn finding(severity: Severity, code: &str, message: String, remedy: &str) -> Finding {
-    Finding { severity: severity.into(), code: code.to_owned(), message, remedy: remedy.to_owned() }
+    Finding {
+        severity: severity.into(),
+        code: code.to_owned(),
+        message,
+        remedy: remedy.to_owned(),
+    }
 }
 
 #[cfg(test)]
@@ -275,7 +373,8 @@ mod tests {
 
     fn codes(seen: &Seen) -> (Vec<String>, Vec<String>) {
         let (checkpoint, restore) = judge(seen);
-        let codes = |findings: Vec<Finding>| findings.into_iter().map(|finding| finding.code).collect();
+        let codes =
+            |findings: Vec<Finding>| findings.into_iter().map(|finding| finding.code).collect();
         (codes(checkpoint), codes(restore))
     }
 
@@ -301,7 +400,9 @@ mod tests {
             ("3.0.0", true, "RestoreRemoved"),
         ];
         for (version, enabled, code) in table {
-            let found = restore_by(version, enabled).map(|finding| finding.code).unwrap_or_default();
+            let found = restore_by(version, enabled)
+                .map(|finding| finding.code)
+                .unwrap_or_default();
             assert_eq!(found, code, "{version}");
         }
     }
@@ -315,27 +416,64 @@ mod tests {
             ("4.1.1", "6.16.0", Some("CriuTooOld")),
             ("4.2", "6.16.0", None),
         ] {
-            let seen = Seen { criu: criu.into(), kernel: kernel.into(), ..good() };
+            let seen = Seen {
+                criu: criu.into(),
+                kernel: kernel.into(),
+                ..good()
+            };
             let expected: Vec<String> = code.into_iter().map(str::to_owned).collect();
-            assert_eq!(codes(&seen), (expected.clone(), expected), "{criu} on {kernel}");
+            assert_eq!(
+                codes(&seen),
+                (expected.clone(), expected),
+                "{criu} on {kernel}"
+            );
         }
     }
 
     #[test]
     fn a_missing_setting_a_silent_runtime_and_a_kubelet_that_forbids_are_told() {
-        assert_eq!(codes(&Seen { settings: None, ..good() }).0, ["CriuSettings"]);
-        assert_eq!(codes(&Seen { containerd: Err("gone".into()), ..good() }).1, ["RuntimeSilent"]);
-        let forbidden = codes(&Seen { kubelet: Some(Probe::Forbidden), ..good() });
+        assert_eq!(
+            codes(&Seen {
+                settings: None,
+                ..good()
+            })
+            .0,
+            ["CriuSettings"]
+        );
+        assert_eq!(
+            codes(&Seen {
+                containerd: Err("gone".into()),
+                ..good()
+            })
+            .1,
+            ["RuntimeSilent"]
+        );
+        let forbidden = codes(&Seen {
+            kubelet: Some(Probe::Forbidden),
+            ..good()
+        });
         assert_eq!(forbidden, (vec!["KubeletForbids".to_owned()], vec![]));
     }
 
     #[test]
     fn versions_and_settings_are_found_in_what_programs_print() {
-        assert_eq!(version_in("Version: 4.2.1\nGitID: v4.2.1\n").as_deref(), Some("4.2.1"));
-        assert_eq!(version_in("runc version 1.3.6+ds1\ncommit: x\n").as_deref(), Some("1.3.6+ds1"));
+        assert_eq!(
+            version_in("Version: 4.2.1\nGitID: v4.2.1\n").as_deref(),
+            Some("4.2.1")
+        );
+        assert_eq!(
+            version_in("runc version 1.3.6+ds1\ncommit: x\n").as_deref(),
+            Some("1.3.6+ds1")
+        );
         let details = |json: &str| HashMap::from([("config".to_owned(), json.to_owned())]);
-        assert!(has_restore(&details(r#"{"enableExperimentalRestoreViaCreate": true,"x":1}"#)));
-        assert!(has_restore(&details(r#"{"enable_experimental_restore_via_create":true}"#)));
-        assert!(!has_restore(&details(r#"{"enableExperimentalRestoreViaCreate":false,"x":true}"#)));
+        assert!(has_restore(&details(
+            r#"{"enableExperimentalRestoreViaCreate": true,"x":1}"#
+        )));
+        assert!(has_restore(&details(
+            r#"{"enable_experimental_restore_via_create":true}"#
+        )));
+        assert!(!has_restore(&details(
+            r#"{"enableExperimentalRestoreViaCreate":false,"x":true}"#
+        )));
     }
 }

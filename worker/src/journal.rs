@@ -24,7 +24,10 @@ pub use memory::{Archive, HoldFacts, Memory, Migration};
 /// What a worker can be asked to do; the names are those of the wire.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-#[expect(missing_docs, reason = "explained at the messages of the same names in worker.proto")]
+#[expect(
+    missing_docs,
+    reason = "explained at the messages of the same names in worker.proto"
+)]
 pub enum StepKind {
     Hold,
     Deliver,

@@ -30,14 +30,20 @@ const SWEEP_EVERY: Duration = Duration::from_secs(60);
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     // Before anything else: this process is about to be another program.
-    if arguments.first().is_some_and(|first| first == inventory::BECOME) {
+    if arguments
+        .first()
+        .is_some_and(|first| first == inventory::BECOME)
+    {
         let error = inventory::become_program(&arguments[1..]);
         eprintln!("become {}: {error}", arguments[1..].join(" "));
         return ExitCode::from(127);
     }
     let config = Config::parse();
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .init();
     match serve(config) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -49,7 +55,10 @@ fn main() -> ExitCode {
 
 #[tokio::main]
 async fn serve(config: Config) -> Result<()> {
-    if rustls::crypto::aws_lc_rs::default_provider().install_default().is_err() {
+    if rustls::crypto::aws_lc_rs::default_provider()
+        .install_default()
+        .is_err()
+    {
         tracing::debug!("a TLS provider is installed already");
     }
     tracing::info!(?config, version = env!("CARGO_PKG_VERSION"), "worker");
@@ -62,7 +71,8 @@ async fn serve(config: Config) -> Result<()> {
 }
 
 fn tools(config: Config) -> Result<Tools> {
-    let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").context("read the boot id")?;
+    let boot_id =
+        std::fs::read_to_string("/proc/sys/kernel/random/boot_id").context("read the boot id")?;
     let journal = Journal::open(&config.state_dir).context("open the journal")?;
     let cgroups = Cgroups::at(&config.cgroup_root).context("look at the cgroups")?;
     let containerd = Containerd::at(&config.containerd_socket);
@@ -86,7 +96,11 @@ fn tools(config: Config) -> Result<Tools> {
             boot_id: boot_id.trim().to_owned(),
             proc: PROC.into(),
         },
-        inspector: Inspector { containerd: containerd.clone(), proc: PROC.into(), node_root: config.node_root.clone() },
+        inspector: Inspector {
+            containerd: containerd.clone(),
+            proc: PROC.into(),
+            node_root: config.node_root.clone(),
+        },
         surveyor: Surveyor {
             containerd,
             kubelet,

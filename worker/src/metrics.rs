@@ -4,7 +4,9 @@
 use std::net::SocketAddr;
 
 use axum::{Router, http::StatusCode, routing::get};
-use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, IntGauge, Opts, Registry, TextEncoder};
+use prometheus::{
+    HistogramOpts, HistogramVec, IntCounterVec, IntGauge, Opts, Registry, TextEncoder,
+};
 use proto::worker::step_report::Outcome;
 
 use crate::journal::StepKind;
@@ -26,22 +28,37 @@ impl Metrics {
     /// All of them at zero.
     pub fn new() -> Result<Self, prometheus::Error> {
         let registry = Registry::new();
-        let steps = Opts::new("longshore_worker_steps_total", "Steps that ended, by kind and outcome.");
+        let steps = Opts::new(
+            "longshore_worker_steps_total",
+            "Steps that ended, by kind and outcome.",
+        );
         let steps = IntCounterVec::new(steps, &["step", "outcome"])?;
         let seconds = HistogramOpts::new("longshore_worker_step_seconds", "How long steps took.");
         let seconds = HistogramVec::new(seconds.buckets(STEP_BUCKETS.to_vec()), &["step"])?;
-        let stream = IntGauge::new("longshore_worker_stream_up", "1 while the orchestrator is heard.")?;
+        let stream = IntGauge::new(
+            "longshore_worker_stream_up",
+            "1 while the orchestrator is heard.",
+        )?;
         registry.register(Box::new(steps.clone()))?;
         registry.register(Box::new(seconds.clone()))?;
         registry.register(Box::new(stream.clone()))?;
-        Ok(Self { registry, steps, seconds, stream })
+        Ok(Self {
+            registry,
+            steps,
+            seconds,
+            stream,
+        })
     }
 
     /// A step has ended.
     pub fn step(&self, kind: StepKind, outcome: Outcome, took_ns: u64) {
         let kind = format!("{kind:?}").to_lowercase();
-        self.steps.with_label_values(&[kind.as_str(), &outcome.as_str_name().to_lowercase()]).inc();
-        self.seconds.with_label_values(&[kind.as_str()]).observe(took_ns as f64 / NANOSECONDS);
+        self.steps
+            .with_label_values(&[kind.as_str(), &outcome.as_str_name().to_lowercase()])
+            .inc();
+        self.seconds
+            .with_label_values(&[kind.as_str()])
+            .observe(took_ns as f64 / NANOSECONDS);
     }
 
     /// The orchestrator welcomed us, or the stream is gone.
@@ -57,9 +74,17 @@ impl Metrics {
 
     fn router(self) -> Router {
         let ready = self.stream.clone();
-        let text = move || async move { TextEncoder::new().encode_to_string(&self.registry.gather()).unwrap_or_default() };
+        let text = move || async move {
+            TextEncoder::new()
+                .encode_to_string(&self.registry.gather())
+                .unwrap_or_default()
+        };
         let readiness = move || async move {
-            if ready.get() == 1 { (StatusCode::OK, "ready") } else { (StatusCode::SERVICE_UNAVAILABLE, "no stream") }
+            if ready.get() == 1 {
+                (StatusCode::OK, "ready")
+            } else {
+                (StatusCode::SERVICE_UNAVAILABLE, "no stream")
+            }
         };
         Router::new()
             .route("/metrics", get(text))
@@ -85,6 +110,9 @@ mod tests {
         assert_eq!(ask("readyz").await.unwrap().status(), 200);
         metrics.step(StepKind::Hold, Outcome::Done, 1_000_000_000);
         let text = ask("metrics").await.unwrap().text().await.unwrap();
-        assert!(text.contains("longshore_worker_steps_total{outcome=\"done\",step=\"hold\"} 1"), "{text}");
+        assert!(
+            text.contains("longshore_worker_steps_total{outcome=\"done\",step=\"hold\"} 1"),
+            "{text}"
+        );
     }
 }

@@ -43,7 +43,11 @@ impl Node {
         let folder = tempfile::tempdir().unwrap();
         fs::create_dir_all(folder.path().join("cgroup/freezer")).unwrap();
         fs::write(folder.path().join("token"), "the-token\n").unwrap();
-        Self { folder, delivered: Arc::default(), slow: Duration::from_millis(300) }
+        Self {
+            folder,
+            delivered: Arc::default(),
+            slow: Duration::from_millis(300),
+        }
     }
 
     /// A worker's life; ended by aborting it, as kill -9 would.
@@ -69,9 +73,23 @@ impl Node {
                 boot_id: "boot".into(),
                 proc: "/proc".into(),
             },
-            data: Arc::new(Pocket { folder: path(""), slow: self.slow, delivered: self.delivered.clone() }),
-            inspector: Inspector { containerd: containerd.clone(), proc: "/proc".into(), node_root: "/".into() },
-            surveyor: Surveyor { containerd, kubelet, cgroups, node_root: "/".into(), state_dir: path("state") },
+            data: Arc::new(Pocket {
+                folder: path(""),
+                slow: self.slow,
+                delivered: self.delivered.clone(),
+            }),
+            inspector: Inspector {
+                containerd: containerd.clone(),
+                proc: "/proc".into(),
+                node_root: "/".into(),
+            },
+            surveyor: Surveyor {
+                containerd,
+                kubelet,
+                cgroups,
+                node_root: "/".into(),
+                state_dir: path("state"),
+            },
             metrics: Metrics::new().unwrap(),
             journal,
             config,
@@ -93,15 +111,31 @@ async fn a_worker_says_who_it_is_and_its_registration_is_kept_over_a_restart() {
     let (node, mut desk) = (Node::new(), Desk::open().await);
     let life = node.start(&desk);
     let first = desk.hello().await;
-    assert_eq!((first.node.as_str(), first.boot_id.as_str(), first.registered_revision), ("node", "boot", 0));
+    assert_eq!(
+        (
+            first.node.as_str(),
+            first.boot_id.as_str(),
+            first.registered_revision
+        ),
+        ("node", "boot", 0)
+    );
     let inventory = desk.inventory().await;
-    assert!(inventory.restore.iter().any(|finding| finding.code == "RuntimeSilent"), "{inventory:?}");
+    assert!(
+        inventory
+            .restore
+            .iter()
+            .any(|finding| finding.code == "RuntimeSilent"),
+        "{inventory:?}"
+    );
     // What is answered after the welcome proves that the welcome was taken in.
     desk.step("m", 20, Kind::Disarm(Disarm::default())).await;
     life.abort();
     node.start(&desk);
     let second = desk.hello().await;
-    assert_eq!((second.registered_revision, second.journal_id), (10, first.journal_id));
+    assert_eq!(
+        (second.registered_revision, second.journal_id),
+        (10, first.journal_id)
+    );
 }
 
 #[tokio::test]
@@ -112,7 +146,11 @@ async fn a_step_asked_for_three_times_is_done_once() {
     let _first = desk.ask("m", 20, deliver()).await;
     let second = desk.ask("m", 20, deliver()).await;
     assert_eq!(desk.report(second).await.outcome(), Outcome::Done, "joined");
-    assert_eq!(desk.step("m", 20, deliver()).await.outcome(), Outcome::Done, "from the journal");
+    assert_eq!(
+        desk.step("m", 20, deliver()).await.outcome(),
+        Outcome::Done,
+        "from the journal"
+    );
     assert_eq!(node.times_delivered(), 1);
 }
 
@@ -138,10 +176,18 @@ async fn what_is_older_than_the_registration_or_than_a_step_seen_is_refused() {
     node.start(&desk);
     desk.hello().await;
     assert_eq!(desk.step("m", 9, deliver()).await.outcome(), Outcome::Stale);
-    let withdraw = desk.step("m", 30, Kind::Withdraw(Withdraw::default())).await;
+    let withdraw = desk
+        .step("m", 30, Kind::Withdraw(Withdraw::default()))
+        .await;
     assert_eq!(withdraw.outcome(), Outcome::Done);
-    assert_eq!(desk.step("m", 20, deliver()).await.outcome(), Outcome::Stale);
-    assert_eq!(desk.step("other", 20, deliver()).await.outcome(), Outcome::Done);
+    assert_eq!(
+        desk.step("m", 20, deliver()).await.outcome(),
+        Outcome::Stale
+    );
+    assert_eq!(
+        desk.step("other", 20, deliver()).await.outcome(),
+        Outcome::Done
+    );
     assert_eq!(node.times_delivered(), 1);
 }
 
@@ -152,8 +198,13 @@ async fn steps_of_one_migration_follow_each_other_and_those_of_two_do_not_wait()
     desk.hello().await;
     let slow = desk.ask("m", 20, deliver()).await;
     let next = desk.ask("m", 21, Kind::Disarm(Disarm::default())).await;
-    let other = desk.step("other", 21, Kind::Disarm(Disarm::default())).await;
-    assert_eq!((other.outcome(), node.times_delivered()), (Outcome::Done, 0));
+    let other = desk
+        .step("other", 21, Kind::Disarm(Disarm::default()))
+        .await;
+    assert_eq!(
+        (other.outcome(), node.times_delivered()),
+        (Outcome::Done, 0)
+    );
     assert_eq!(desk.report(slow).await.outcome(), Outcome::Done);
     assert_eq!(desk.report(next).await.outcome(), Outcome::Done);
 }
@@ -165,5 +216,9 @@ async fn without_a_runtime_a_release_is_in_doubt_and_never_called_done() {
     desk.hello().await;
     let released = desk.step("m", 20, Kind::Release(Release::default())).await;
     assert_eq!(released.outcome(), Outcome::Unknown);
-    assert!(released.detail.contains("containerd"), "{}", released.detail);
+    assert!(
+        released.detail.contains("containerd"),
+        "{}",
+        released.detail
+    );
 }

@@ -61,7 +61,11 @@ impl Desk {
             self.drop_if_idle(&key.migration);
             return Verdict::Answer(Box::new(StepReport { call, ..report }));
         }
-        let work = Work { call: Some(call), request, superseded: CancellationToken::new() };
+        let work = Work {
+            call: Some(call),
+            request,
+            superseded: CancellationToken::new(),
+        };
         match &lane.under_way {
             Some((busy, running)) => {
                 if busy.revision < key.revision {
@@ -79,7 +83,9 @@ impl Desk {
 
     /// A step has ended: who wants its report, and which step of the migration is to arrive again now.
     pub fn finish(&mut self, key: &StepKey) -> (Option<u64>, Option<Work>) {
-        let Some(lane) = self.lanes.get_mut(&key.migration) else { return (None, None) };
+        let Some(lane) = self.lanes.get_mut(&key.migration) else {
+            return (None, None);
+        };
         let call = lane.under_way.take().and_then(|(_, work)| work.call);
         let next = lane.waiting.pop_front().map(|(_, work)| work);
         self.drop_if_idle(&key.migration);
@@ -98,7 +104,11 @@ impl Desk {
     }
 
     fn drop_if_idle(&mut self, migration: &str) {
-        if self.lanes.get(migration).is_some_and(|lane| lane.under_way.is_none() && lane.waiting.is_empty()) {
+        if self
+            .lanes
+            .get(migration)
+            .is_some_and(|lane| lane.under_way.is_none() && lane.waiting.is_empty())
+        {
             self.lanes.remove(migration);
         }
     }
@@ -106,17 +116,27 @@ impl Desk {
 
 impl Lane {
     fn find(&mut self, key: &StepKey) -> Option<&mut Work> {
-        self.under_way.iter_mut().chain(&mut self.waiting).find(|(known, _)| known == key).map(|(_, work)| work)
+        self.under_way
+            .iter_mut()
+            .chain(&mut self.waiting)
+            .find(|(known, _)| known == key)
+            .map(|(_, work)| work)
     }
 
     fn has_newer(&self, key: &StepKey) -> bool {
-        self.under_way.iter().chain(&self.waiting).any(|(known, _)| known.revision > key.revision)
+        self.under_way
+            .iter()
+            .chain(&self.waiting)
+            .any(|(known, _)| known.revision > key.revision)
     }
 }
 
 /// The report of a step that need not, or must not, be done again.
 fn remembered(key: &StepKey, memory: &Memory) -> Option<StepReport> {
-    let text = memory.migration(&key.migration).finished.remove(&(key.revision, key.kind))?;
+    let text = memory
+        .migration(&key.migration)
+        .finished
+        .remove(&(key.revision, key.kind))?;
     let report = perform::decode(&text)?;
     let is_final = match report.outcome() {
         Outcome::Done => true,
@@ -130,8 +150,14 @@ fn remembered(key: &StepKey, memory: &Memory) -> Option<StepReport> {
 /// again in the same phase, until they succeed.
 fn leads_elsewhere(kind: StepKind) -> bool {
     match kind {
-        StepKind::Hold | StepKind::Deliver | StepKind::ExportImages | StepKind::ImportImages => true,
-        StepKind::Disarm | StepKind::Destroy | StepKind::Release | StepKind::Withdraw | StepKind::Tidy => false,
+        StepKind::Hold | StepKind::Deliver | StepKind::ExportImages | StepKind::ImportImages => {
+            true
+        }
+        StepKind::Disarm
+        | StepKind::Destroy
+        | StepKind::Release
+        | StepKind::Withdraw
+        | StepKind::Tidy => false,
     }
 }
 
@@ -141,7 +167,10 @@ fn refusal(key: &StepKey, call: u64) -> StepReport {
         migration_id: key.migration.clone(),
         revision: key.revision,
         outcome: Outcome::Stale.into(),
-        detail: format!("revision {} is older than one that this worker has seen or was registered at", key.revision),
+        detail: format!(
+            "revision {} is older than one that this worker has seen or was registered at",
+            key.revision
+        ),
         spans: Vec::new(),
         result: None,
     }
@@ -153,26 +182,45 @@ mod tests {
     use crate::journal::Entry;
 
     fn key(revision: u64, kind: StepKind) -> StepKey {
-        StepKey { migration: "m".into(), revision, kind }
+        StepKey {
+            migration: "m".into(),
+            revision,
+            kind,
+        }
     }
 
     fn ask(desk: &mut Desk, memory: &Memory, call: u64, key: &StepKey) -> Verdict {
-        let request = StepRequest { call, migration_id: "m".into(), revision: key.revision, kind: None };
+        let request = StepRequest {
+            call,
+            migration_id: "m".into(),
+            revision: key.revision,
+            kind: None,
+        };
         desk.arrive(key, request, memory)
     }
 
     fn finished(key: &StepKey, outcome: Outcome) -> Memory {
-        let report = StepReport { revision: key.revision, outcome: outcome.into(), ..StepReport::default() };
+        let report = StepReport {
+            revision: key.revision,
+            outcome: outcome.into(),
+            ..StepReport::default()
+        };
         let mut memory = Memory::default();
         memory.apply(Entry::Begun(key.clone()));
-        memory.apply(Entry::Finished { step: key.clone(), report: perform::encode(&report) });
+        memory.apply(Entry::Finished {
+            step: key.clone(),
+            report: perform::encode(&report),
+        });
         memory
     }
 
     #[test]
     fn a_step_under_way_is_joined_and_its_report_goes_to_the_newest_call() {
         let (mut desk, memory, hold) = (Desk::default(), Memory::default(), key(5, StepKind::Hold));
-        assert!(matches!(ask(&mut desk, &memory, 1, &hold), Verdict::Begin(_)));
+        assert!(matches!(
+            ask(&mut desk, &memory, 1, &hold),
+            Verdict::Begin(_)
+        ));
         assert!(matches!(ask(&mut desk, &memory, 2, &hold), Verdict::Joined));
         assert_eq!(desk.finish(&hold).0, Some(2));
     }
@@ -182,7 +230,9 @@ mod tests {
         let hold = key(5, StepKind::Hold);
         for outcome in [Outcome::Done, Outcome::Failed] {
             let verdict = ask(&mut Desk::default(), &finished(&hold, outcome), 9, &hold);
-            let Verdict::Answer(report) = verdict else { panic!("{verdict:?}") };
+            let Verdict::Answer(report) = verdict else {
+                panic!("{verdict:?}")
+            };
             assert_eq!((report.call, report.outcome()), (9, outcome));
         }
     }
@@ -190,22 +240,45 @@ mod tests {
     #[test]
     fn what_must_succeed_in_the_end_is_tried_again_after_a_failure_and_in_doubt_everything_is() {
         let release = key(5, StepKind::Release);
-        let again = ask(&mut Desk::default(), &finished(&release, Outcome::Failed), 9, &release);
+        let again = ask(
+            &mut Desk::default(),
+            &finished(&release, Outcome::Failed),
+            9,
+            &release,
+        );
         assert!(matches!(again, Verdict::Begin(_)));
-        let done = ask(&mut Desk::default(), &finished(&release, Outcome::Done), 9, &release);
+        let done = ask(
+            &mut Desk::default(),
+            &finished(&release, Outcome::Done),
+            9,
+            &release,
+        );
         assert!(matches!(done, Verdict::Answer(_)));
         let hold = key(5, StepKind::Hold);
-        let unknown = ask(&mut Desk::default(), &finished(&hold, Outcome::Unknown), 9, &hold);
+        let unknown = ask(
+            &mut Desk::default(),
+            &finished(&hold, Outcome::Unknown),
+            9,
+            &hold,
+        );
         assert!(matches!(unknown, Verdict::Begin(_)));
     }
 
     #[test]
     fn an_older_revision_is_refused_also_while_the_newer_one_only_waits() {
         let (mut desk, memory) = (Desk::default(), Memory::default());
-        assert!(matches!(ask(&mut desk, &memory, 1, &key(5, StepKind::Hold)), Verdict::Begin(_)));
-        assert!(matches!(ask(&mut desk, &memory, 2, &key(7, StepKind::Release)), Verdict::Waits));
+        assert!(matches!(
+            ask(&mut desk, &memory, 1, &key(5, StepKind::Hold)),
+            Verdict::Begin(_)
+        ));
+        assert!(matches!(
+            ask(&mut desk, &memory, 2, &key(7, StepKind::Release)),
+            Verdict::Waits
+        ));
         let verdict = ask(&mut desk, &memory, 3, &key(6, StepKind::Deliver));
-        assert!(matches!(verdict, Verdict::Answer(report) if report.outcome() == Outcome::Stale && report.call == 3));
+        assert!(
+            matches!(verdict, Verdict::Answer(report) if report.outcome() == Outcome::Stale && report.call == 3)
+        );
         let after = finished(&key(7, StepKind::Release), Outcome::Done);
         let verdict = ask(&mut Desk::default(), &after, 4, &key(5, StepKind::Hold));
         assert!(matches!(verdict, Verdict::Answer(report) if report.outcome() == Outcome::Stale));
@@ -214,7 +287,9 @@ mod tests {
     #[test]
     fn a_newer_step_tells_the_one_under_way_to_give_up_and_comes_next() {
         let (mut desk, memory) = (Desk::default(), Memory::default());
-        let Verdict::Begin(work) = ask(&mut desk, &memory, 1, &key(5, StepKind::Hold)) else { panic!() };
+        let Verdict::Begin(work) = ask(&mut desk, &memory, 1, &key(5, StepKind::Hold)) else {
+            panic!()
+        };
         assert!(!work.superseded.is_cancelled());
         ask(&mut desk, &memory, 2, &key(7, StepKind::Release));
         assert!(work.superseded.is_cancelled());
@@ -227,9 +302,19 @@ mod tests {
     fn steps_of_other_migrations_do_not_wait() {
         let (mut desk, memory) = (Desk::default(), Memory::default());
         ask(&mut desk, &memory, 1, &key(5, StepKind::Hold));
-        let other = StepKey { migration: "other".into(), revision: 6, kind: StepKind::Hold };
-        let request = StepRequest { call: 2, ..StepRequest::default() };
-        assert!(matches!(desk.arrive(&other, request, &memory), Verdict::Begin(_)));
+        let other = StepKey {
+            migration: "other".into(),
+            revision: 6,
+            kind: StepKind::Hold,
+        };
+        let request = StepRequest {
+            call: 2,
+            ..StepRequest::default()
+        };
+        assert!(matches!(
+            desk.arrive(&other, request, &memory),
+            Verdict::Begin(_)
+        ));
     }
 
     #[test]

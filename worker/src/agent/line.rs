@@ -32,11 +32,17 @@ const OUTBOUND_MAX: usize = 256;
 #[derive(Debug, thiserror::Error)]
 enum LineError {
     #[error("read {}: {source}", path.display())]
-    Read { path: std::path::PathBuf, source: std::io::Error },
+    Read {
+        path: std::path::PathBuf,
+        source: std::io::Error,
+    },
     #[error("the token in {} can't be sent: it is empty or not of one line", path.display())]
     Token { path: std::path::PathBuf },
     #[error("dial {address}: {}", chain(source))]
-    Dial { address: String, source: tonic::transport::Error },
+    Dial {
+        address: String,
+        source: tonic::transport::Error,
+    },
     #[error("the orchestrator refuses the stream: {}", status.message())]
     Refused { status: Box<Status> },
     #[error(transparent)]
@@ -44,7 +50,12 @@ enum LineError {
 }
 
 /// Keeps the line until the agent is gone.
-pub(super) async fn keep(config: Config, journal: Journal, boot_id: String, events: mpsc::Sender<Event>) {
+pub(super) async fn keep(
+    config: Config,
+    journal: Journal,
+    boot_id: String,
+    events: mpsc::Sender<Event>,
+) {
     let mut backoff = BACKOFF_MIN;
     while !events.is_closed() {
         match hold_line(&config, &journal, &boot_id, &events).await {
@@ -53,7 +64,9 @@ pub(super) async fn keep(config: Config, journal: Journal, boot_id: String, even
                 backoff = BACKOFF_MIN;
                 tracing::warn!("the stream to the orchestrator ended");
             }
-            Err(error) => tracing::warn!(%error, retry_ms = backoff.as_millis(), "no line to the orchestrator"),
+            Err(error) => {
+                tracing::warn!(%error, retry_ms = backoff.as_millis(), "no line to the orchestrator")
+            }
         }
         tokio::time::sleep(backoff).await;
         backoff = (backoff * 2).min(BACKOFF_MAX);
@@ -71,11 +84,21 @@ async fn hold_line(
     let (outbound, messages) = mpsc::channel(OUTBOUND_MAX);
     let hello = hello(config, journal, boot_id).await?;
     // Before the call: the orchestrator may read it before it answers.
-    outbound.try_send(hello).expect("a new channel has room for one message");
+    outbound
+        .try_send(hello)
+        .expect("a new channel has room for one message");
     let mut request = Request::new(ReceiverStream::new(messages));
-    request.metadata_mut().insert("authorization", bearer(config).await?);
-    let refused = |status| LineError::Refused { status: Box::new(status) };
-    let mut inbound = OrchestratorClient::new(channel).attach(request).await.map_err(refused)?.into_inner();
+    request
+        .metadata_mut()
+        .insert("authorization", bearer(config).await?);
+    let refused = |status| LineError::Refused {
+        status: Box::new(status),
+    };
+    let mut inbound = OrchestratorClient::new(channel)
+        .attach(request)
+        .await
+        .map_err(refused)?
+        .into_inner();
     let _agent_gone = events.send(Event::Up(outbound)).await;
     loop {
         match inbound.message().await {
@@ -86,7 +109,10 @@ async fn hold_line(
             }
             Ok(None) => break,
             Err(status) => {
-                tracing::warn!(reason = status.message(), "the stream to the orchestrator broke");
+                tracing::warn!(
+                    reason = status.message(),
+                    "the stream to the orchestrator broke"
+                );
                 break;
             }
         }
@@ -97,7 +123,10 @@ async fn hold_line(
 
 async fn dial(config: &Config) -> Result<Channel, LineError> {
     let address = &config.orchestrator;
-    let failed = |source| LineError::Dial { address: address.clone(), source };
+    let failed = |source| LineError::Dial {
+        address: address.clone(),
+        source,
+    };
     let mut endpoint = Endpoint::from_shared(address.clone())
         .map_err(failed)?
         .connect_timeout(CONNECT_MAX)
@@ -106,7 +135,9 @@ async fn dial(config: &Config) -> Result<Channel, LineError> {
         .keep_alive_while_idle(true);
     if address.starts_with("https://") {
         let pem = read(&config.orchestrator_ca).await?;
-        let tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(pem)).domain_name(&config.orchestrator_name);
+        let tls = ClientTlsConfig::new()
+            .ca_certificate(Certificate::from_pem(pem))
+            .domain_name(&config.orchestrator_name);
         endpoint = endpoint.tls_config(tls).map_err(failed)?;
     }
     endpoint.connect().await.map_err(failed)
@@ -114,13 +145,23 @@ async fn dial(config: &Config) -> Result<Channel, LineError> {
 
 async fn bearer(config: &Config) -> Result<MetadataValue<Ascii>, LineError> {
     let path = config.token_file.clone();
-    let token = String::from_utf8_lossy(&read(&path).await?).trim().to_owned();
-    let value = format!("Bearer {token}").parse().ok().filter(|_| !token.is_empty());
+    let token = String::from_utf8_lossy(&read(&path).await?)
+        .trim()
+        .to_owned();
+    let value = format!("Bearer {token}")
+        .parse()
+        .ok()
+        .filter(|_| !token.is_empty());
     value.ok_or(LineError::Token { path })
 }
 
 async fn read(path: &std::path::Path) -> Result<Vec<u8>, LineError> {
-    tokio::fs::read(path).await.map_err(|source| LineError::Read { path: path.to_owned(), source })
+    tokio::fs::read(path)
+        .await
+        .map_err(|source| LineError::Read {
+            path: path.to_owned(),
+            source,
+        })
 }
 
 fn chain(error: &dyn std::error::Error) -> String {

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use prost::Message;
 use proto::worker::{
-    Answer, ImagesState, Inspection, Pod, Question, StepReport, StepRequest, Tidy, answer, question,
+    Answer, ImagesState, Inspection, Pod, Question, StepReport, StepRequest, Tidy, answer,
+    question,
     step_report::{Outcome, Result as StepResult},
     step_request,
 };
@@ -52,7 +53,11 @@ pub(super) fn key(request: &StepRequest) -> Option<StepKey> {
         step_request::Kind::ExportImages(_) => StepKind::ExportImages,
         step_request::Kind::ImportImages(_) => StepKind::ImportImages,
     };
-    Some(StepKey { migration: request.migration_id.clone(), revision: request.revision, kind })
+    Some(StepKey {
+        migration: request.migration_id.clone(),
+        revision: request.revision,
+        kind,
+    })
 }
 
 /// A report of something that nobody knows the end of.
@@ -62,13 +67,23 @@ pub(super) fn unknown(key: &StepKey, detail: String) -> StepReport {
 
 /// As it stands in the journal.
 pub(super) fn encode(report: &StepReport) -> String {
-    report.encode_to_vec().iter().map(|byte| format!("{byte:02x}")).collect()
+    report
+        .encode_to_vec()
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
 }
 
 /// From the journal; nothing when it is not ours.
 pub(super) fn decode(text: &str) -> Option<StepReport> {
-    let digits: Vec<u8> = text.chars().map(|digit| digit.to_digit(16).map(|value| value as u8)).collect::<Option<_>>()?;
-    let bytes: Vec<u8> = digits.chunks_exact(2).map(|pair| pair[0] << 4 | pair[1]).collect();
+    let digits: Vec<u8> = text
+        .chars()
+        .map(|digit| digit.to_digit(16).map(|value| value as u8))
+        .collect::<Option<_>>()?;
+    let bytes: Vec<u8> = digits
+        .chunks_exact(2)
+        .map(|pair| pair[0] << 4 | pair[1])
+        .collect();
     StepReport::decode(bytes.as_slice()).ok()
 }
 
@@ -85,23 +100,54 @@ impl Performer {
         superseded: &CancellationToken,
     ) -> StepReport {
         let start = now_unix_ns();
-        if let Err(error) = self.journal.append(vec![Entry::Begun(key.clone())], urgency(key.kind)).await {
+        if let Err(error) = self
+            .journal
+            .append(vec![Entry::Begun(key.clone())], urgency(key.kind))
+            .await
+        {
             // Not begun, so nothing of it can run.
             return report(key, Ended::Failed(error_text(&error)), Timeline::default());
         }
         let mut timeline = Timeline::default();
-        let ended = self.effect(key, request, progress, superseded, &mut timeline).await;
+        let ended = self
+            .effect(key, request, progress, superseded, &mut timeline)
+            .await;
         let mut done = report(key, ended, timeline);
         let failed = done.outcome() != Outcome::Done;
-        let urgency = if failed { Urgency::EndsAHold } else { urgency(key.kind) };
-        let entry = Entry::Finished { step: key.clone(), report: encode(&done) };
+        let urgency = if failed {
+            Urgency::EndsAHold
+        } else {
+            urgency(key.kind)
+        };
+        let entry = Entry::Finished {
+            step: key.clone(),
+            report: encode(&done),
+        };
         if let Err(error) = self.journal.append(vec![entry], urgency).await {
-            done = unknown(key, format!("done as far as can be, but it can't be remembered: {}", error_text(&error)));
+            done = unknown(
+                key,
+                format!(
+                    "done as far as can be, but it can't be remembered: {}",
+                    error_text(&error)
+                ),
+            );
         }
-        self.metrics.step(key.kind, done.outcome(), now_unix_ns().saturating_sub(start));
+        self.metrics.step(
+            key.kind,
+            done.outcome(),
+            now_unix_ns().saturating_sub(start),
+        );
         self.after(key, request, done.outcome()).await;
-        let (migration, revision, kind, outcome) = (&key.migration, key.revision, key.kind, done.outcome());
-        tracing::info!(migration, revision, ?kind, ?outcome, detail = done.detail, "step ended");
+        let (migration, revision, kind, outcome) =
+            (&key.migration, key.revision, key.kind, done.outcome());
+        tracing::info!(
+            migration,
+            revision,
+            ?kind,
+            ?outcome,
+            detail = done.detail,
+            "step ended"
+        );
         done
     }
 
@@ -115,60 +161,94 @@ impl Performer {
     ) -> Ended {
         use step_request::Kind;
         let (migration, data) = (key.migration.as_str(), self.data.as_ref());
-        let Some(kind) = &request.kind else { return Ended::Failed("the request asks for nothing".to_owned()) };
+        let Some(kind) = &request.kind else {
+            return Ended::Failed("the request asks for nothing".to_owned());
+        };
         match kind {
             Kind::Hold(hold) => {
-                let held = self.holder.hold(key, hold, data, timeline, progress, superseded).await;
+                let held = self
+                    .holder
+                    .hold(key, hold, data, timeline, progress, superseded)
+                    .await;
                 held.map_or_else(of_hold, |held| Ended::Done(Some(StepResult::Held(held))))
             }
             Kind::Release(release) => {
                 let pod = release.pod.clone().unwrap_or_default();
                 let released = self.holder.release(migration, &pod, timeline).await;
-                released.map_or_else(in_doubt, |released| Ended::Done(Some(StepResult::Released(released))))
+                released.map_or_else(in_doubt, |released| {
+                    Ended::Done(Some(StepResult::Released(released)))
+                })
             }
             Kind::Destroy(destroy) => {
                 let pod = destroy.pod.clone().unwrap_or_default();
-                self.holder.destroy(migration, &pod, timeline).await.map_or_else(in_doubt, |()| Ended::Done(None))
+                self.holder
+                    .destroy(migration, &pod, timeline)
+                    .await
+                    .map_or_else(in_doubt, |()| Ended::Done(None))
             }
             Kind::Deliver(deliver) => {
-                let delivered = data.deliver(migration, key.revision, deliver, progress).await;
+                let delivered = data
+                    .deliver(migration, key.revision, deliver, progress)
+                    .await;
                 delivered.map_or_else(of_data, |(delivered, spans)| {
                     timeline.extend(spans);
                     Ended::Done(Some(StepResult::Delivered(delivered)))
                 })
             }
-            Kind::Disarm(disarm) => data.disarm(disarm).await.map_or_else(of_data, |()| Ended::Done(None)),
+            Kind::Disarm(disarm) => data
+                .disarm(disarm)
+                .await
+                .map_or_else(of_data, |()| Ended::Done(None)),
             // Not proved is not failed: something restored may still run here.
             Kind::Withdraw(withdraw) => {
                 let withdrawn = data.withdraw(migration, withdraw).await;
-                withdrawn.map_or_else(|error| Ended::Unknown(error.to_string()), |()| Ended::Done(None))
+                withdrawn.map_or_else(
+                    |error| Ended::Unknown(error.to_string()),
+                    |()| Ended::Done(None),
+                )
             }
             Kind::Tidy(tidy) => self.tidy(migration, tidy).await,
             Kind::ExportImages(export) => {
                 let exported = data.export_images(migration, export, progress).await;
-                exported.map_or_else(of_data, |exported| Ended::Done(Some(StepResult::Exported(exported))))
+                exported.map_or_else(of_data, |exported| {
+                    Ended::Done(Some(StepResult::Exported(exported)))
+                })
             }
-            Kind::ImportImages(import) => {
-                data.import_images(migration, import, progress).await.map_or_else(of_data, |()| Ended::Done(None))
-            }
+            Kind::ImportImages(import) => data
+                .import_images(migration, import, progress)
+                .await
+                .map_or_else(of_data, |()| Ended::Done(None)),
         }
     }
 
     async fn tidy(&self, migration: &str, tidy: &Tidy) -> Ended {
-        if let Err(error) = self.holder.remove_archives(migration, &Pod::default(), None).await {
+        if let Err(error) = self
+            .holder
+            .remove_archives(migration, &Pod::default(), None)
+            .await
+        {
             return Ended::Failed(error.to_string());
         }
-        self.data.tidy(migration, tidy).await.map_or_else(of_data, |()| Ended::Done(None))
+        self.data
+            .tidy(migration, tidy)
+            .await
+            .map_or_else(of_data, |()| Ended::Done(None))
     }
 
     /// Archives that nobody needs any more go once their hold is remembered as done.
     async fn after(&self, key: &StepKey, request: &StepRequest, outcome: Outcome) {
-        let Some(step_request::Kind::Hold(hold)) = &request.kind else { return };
+        let Some(step_request::Kind::Hold(hold)) = &request.kind else {
+            return;
+        };
         if hold.keep_archives || outcome != Outcome::Done {
             return;
         }
         let pod = hold.pod.clone().unwrap_or_default();
-        if let Err(error) = self.holder.remove_archives(&key.migration, &pod, None).await {
+        if let Err(error) = self
+            .holder
+            .remove_archives(&key.migration, &pod, None)
+            .await
+        {
             tracing::warn!(%error, "archives are left until the migration is tidied up");
         }
     }
@@ -180,25 +260,41 @@ impl Performer {
             Some(question::Kind::Inspect(inspect)) => {
                 let pod = inspect.pod.unwrap_or_default();
                 let inspection = self.inspector.inspect(pod, inspect.ghost_limit_bytes).await;
-                inspection.map(|seen: Inspection| answer::Kind::Inspection(seen)).map_err(|error| error.to_string())
+                inspection
+                    .map(|seen: Inspection| answer::Kind::Inspection(seen))
+                    .map_err(|error| error.to_string())
             }
             Some(question::Kind::ConfirmHold(confirm)) => {
                 let pod = confirm.pod.unwrap_or_default();
                 let held = self.holder.confirm(&pod, &confirm.boot_id).await;
-                held.map(answer::Kind::HoldState).map_err(|error| error.to_string())
+                held.map(answer::Kind::HoldState)
+                    .map_err(|error| error.to_string())
             }
             Some(question::Kind::HasImages(has)) => {
                 let missing = self.data.has_images(&has).await;
-                missing.map(|missing| answer::Kind::Images(ImagesState { missing })).map_err(|error| error.to_string())
+                missing
+                    .map(|missing| answer::Kind::Images(ImagesState { missing }))
+                    .map_err(|error| error.to_string())
             }
-            Some(question::Kind::Verify(verify)) => {
-                self.data.verify(&verify).await.map(answer::Kind::Verified).map_err(|error| error.to_string())
-            }
+            Some(question::Kind::Verify(verify)) => self
+                .data
+                .verify(&verify)
+                .await
+                .map(answer::Kind::Verified)
+                .map_err(|error| error.to_string()),
             None => Err("this version of the worker does not know the question".to_owned()),
         };
         match answer {
-            Ok(kind) => Answer { call, error: String::new(), kind: Some(kind) },
-            Err(error) => Answer { call, error, kind: None },
+            Ok(kind) => Answer {
+                call,
+                error: String::new(),
+                kind: Some(kind),
+            },
+            Err(error) => Answer {
+                call,
+                error,
+                kind: None,
+            },
         }
     }
 }
@@ -222,16 +318,24 @@ fn report(key: &StepKey, ended: Ended, timeline: Timeline) -> StepReport {
 
 fn urgency(kind: StepKind) -> Urgency {
     match kind {
-        StepKind::Release | StepKind::Destroy | StepKind::Withdraw | StepKind::Tidy => Urgency::EndsAHold,
-        StepKind::Hold | StepKind::Deliver | StepKind::Disarm | StepKind::ExportImages | StepKind::ImportImages => {
-            Urgency::Ordinary
+        StepKind::Release | StepKind::Destroy | StepKind::Withdraw | StepKind::Tidy => {
+            Urgency::EndsAHold
         }
+        StepKind::Hold
+        | StepKind::Deliver
+        | StepKind::Disarm
+        | StepKind::ExportImages
+        | StepKind::ImportImages => Urgency::Ordinary,
     }
 }
 
 /// A failed hold is proved, for nothing of it runs a pod; a dump that can't be ended proves nothing.
 fn of_hold(error: HoldError) -> Ended {
-    if error.is_in_doubt() { Ended::Unknown(error.to_string()) } else { Ended::Failed(error.to_string()) }
+    if error.is_in_doubt() {
+        Ended::Unknown(error.to_string())
+    } else {
+        Ended::Failed(error.to_string())
+    }
 }
 
 /// An end of a hold that did not come about leaves everything open.
@@ -256,7 +360,11 @@ mod tests {
 
     #[test]
     fn a_report_survives_the_journal_and_damage_is_no_report() {
-        let key = StepKey { migration: "m".into(), revision: 3, kind: StepKind::Hold };
+        let key = StepKey {
+            migration: "m".into(),
+            revision: 3,
+            kind: StepKind::Hold,
+        };
         let before = unknown(&key, "why".to_owned());
         assert_eq!(decode(&encode(&before)).unwrap(), before);
         assert!(decode("zz").is_none());

@@ -29,8 +29,15 @@ pub async fn end(container_id: &str) -> bool {
         if left.is_empty() {
             return true;
         }
-        for pid in left.iter().filter_map(|pid| Pid::from_raw(i32::try_from(*pid).ok()?)) {
-            tracing::warn!(pid = pid.as_raw_nonzero(), container_id, "ending a dump that was left over");
+        for pid in left
+            .iter()
+            .filter_map(|pid| Pid::from_raw(i32::try_from(*pid).ok()?))
+        {
+            tracing::warn!(
+                pid = pid.as_raw_nonzero(),
+                container_id,
+                "ending a dump that was left over"
+            );
             let _already_gone = kill_process(pid, Signal::KILL);
         }
         if tokio::time::Instant::now() > deadline {
@@ -44,14 +51,26 @@ pub async fn end(container_id: &str) -> bool {
 fn dumping(all: &[Process], container_id: &str) -> Vec<u32> {
     let is_dump = |process: &&Process| {
         process.arguments.iter().any(|word| word == "checkpoint")
-            && process.arguments.last().is_some_and(|last| last == container_id)
+            && process
+                .arguments
+                .last()
+                .is_some_and(|last| last == container_id)
     };
-    let runtimes: Vec<u32> = all.iter().filter(is_dump).map(|process| process.pid).collect();
+    let runtimes: Vec<u32> = all
+        .iter()
+        .filter(is_dump)
+        .map(|process| process.pid)
+        .collect();
     let mut found = runtimes.clone();
     loop {
-        let below = |process: &&Process| found.contains(&process.parent) && !found.contains(&process.pid);
-        let more: Vec<u32> =
-            all.iter().filter(below).filter(|process| process.name == "criu").map(|process| process.pid).collect();
+        let below =
+            |process: &&Process| found.contains(&process.parent) && !found.contains(&process.pid);
+        let more: Vec<u32> = all
+            .iter()
+            .filter(below)
+            .filter(|process| process.name == "criu")
+            .map(|process| process.pid)
+            .collect();
         if more.is_empty() {
             break;
         }
@@ -62,8 +81,13 @@ fn dumping(all: &[Process], container_id: &str) -> Vec<u32> {
 }
 
 fn processes(proc: &Path) -> Vec<Process> {
-    let Ok(listing) = fs::read_dir(proc) else { return Vec::new() };
-    listing.flatten().filter_map(|entry| process(&entry.path())).collect()
+    let Ok(listing) = fs::read_dir(proc) else {
+        return Vec::new();
+    };
+    listing
+        .flatten()
+        .filter_map(|entry| process(&entry.path()))
+        .collect()
 }
 
 fn process(folder: &Path) -> Option<Process> {
@@ -74,9 +98,18 @@ fn process(folder: &Path) -> Option<Process> {
     let parent = tail.split_whitespace().nth(1)?.parse().ok()?;
     let name = head.split_once('(')?.1.to_owned();
     let line = fs::read(folder.join("cmdline")).ok()?;
-    let words = line.split(|&byte| byte == 0).filter(|word| !word.is_empty());
-    let arguments = words.map(|word| String::from_utf8_lossy(word).into_owned()).collect();
-    Some(Process { pid, parent, name, arguments })
+    let words = line
+        .split(|&byte| byte == 0)
+        .filter(|word| !word.is_empty());
+    let arguments = words
+        .map(|word| String::from_utf8_lossy(word).into_owned())
+        .collect();
+    Some(Process {
+        pid,
+        parent,
+        name,
+        arguments,
+    })
 }
 
 #[cfg(test)]
@@ -85,7 +118,12 @@ mod tests {
 
     fn process(pid: u32, parent: u32, line: &str) -> Process {
         let arguments: Vec<String> = line.split(' ').map(str::to_owned).collect();
-        Process { pid, parent, name: arguments[0].clone(), arguments }
+        Process {
+            pid,
+            parent,
+            name: arguments[0].clone(),
+            arguments,
+        }
     }
 
     #[test]

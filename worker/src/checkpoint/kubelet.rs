@@ -73,12 +73,20 @@ impl Kubelet {
         }
     }
 
-    async fn post(&self, namespace: &str, pod: &str, container: &str) -> Result<(u16, String), CheckpointError> {
+    async fn post(
+        &self,
+        namespace: &str,
+        pod: &str,
+        container: &str,
+    ) -> Result<(u16, String), CheckpointError> {
         let url = format!(
             "https://{}:{}/checkpoint/{namespace}/{pod}/{container}?timeout={KUBELET_TIMEOUT_S}",
             self.node, self.port
         );
-        let call = |source| CheckpointError::Call { url: url.clone(), source };
+        let call = |source| CheckpointError::Call {
+            url: url.clone(),
+            source,
+        };
         let pem = read(&self.certificate).await?;
         let token = read(&self.token).await?;
         let loopback = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), self.port);
@@ -90,7 +98,12 @@ impl Kubelet {
             .build()
             .map_err(call)?;
         let token = String::from_utf8_lossy(&token).trim().to_owned();
-        let answer = client.post(&url).bearer_auth(token).send().await.map_err(call)?;
+        let answer = client
+            .post(&url)
+            .bearer_auth(token)
+            .send()
+            .await
+            .map_err(call)?;
         let status = answer.status().as_u16();
         Ok((status, answer.text().await.map_err(call)?))
     }
@@ -99,14 +112,28 @@ impl Kubelet {
 #[async_trait]
 impl Checkpointer for Kubelet {
     async fn checkpoint(&self, subject: &Subject) -> Result<PathBuf, CheckpointError> {
-        let Subject { namespace, pod, container, container_id: _ } = subject;
+        let Subject {
+            namespace,
+            pod,
+            container,
+            container_id: _,
+        } = subject;
         let (status, body) = self.post(namespace, pod, container).await?;
         if status != 200 {
-            return Err(CheckpointError::Refused { container: container.clone(), status, body: body.trim().to_owned() });
+            return Err(CheckpointError::Refused {
+                container: container.clone(),
+                status,
+                body: body.trim().to_owned(),
+            });
         }
-        let items = serde_json::from_str(&body).map(|Items { items }| items).unwrap_or_default();
+        let items = serde_json::from_str(&body)
+            .map(|Items { items }| items)
+            .unwrap_or_default();
         let first = items.into_iter().next();
-        first.ok_or_else(|| CheckpointError::NoArchive { container: container.clone(), body: body.trim().to_owned() })
+        first.ok_or_else(|| CheckpointError::NoArchive {
+            container: container.clone(),
+            body: body.trim().to_owned(),
+        })
     }
 }
 
@@ -121,7 +148,12 @@ fn judge(status: u16, body: &str) -> Probe {
 }
 
 async fn read(path: &Path) -> Result<Vec<u8>, CheckpointError> {
-    tokio::fs::read(path).await.map_err(|source| CheckpointError::Read { path: path.to_owned(), source })
+    tokio::fs::read(path)
+        .await
+        .map_err(|source| CheckpointError::Read {
+            path: path.to_owned(),
+            source,
+        })
 }
 
 #[cfg(test)]

@@ -54,9 +54,15 @@ struct ConfigDump {
 
 /// Reads an archive's own words. Blocks on the disk.
 pub fn read(path: &Path) -> Result<Proof, ProofError> {
-    let io = |source| ProofError::Io { path: path.to_owned(), source };
+    let io = |source| ProofError::Io {
+        path: path.to_owned(),
+        source,
+    };
     let file = File::open(path).map_err(io)?;
-    let mut proof = Proof { bytes: file.metadata().map_err(io)?.len(), ..Proof::default() };
+    let mut proof = Proof {
+        bytes: file.metadata().map_err(io)?.len(),
+        ..Proof::default()
+    };
     for entry in tar::Archive::new(file).entries_with_seek().map_err(io)? {
         let mut entry = entry.map_err(io)?;
         let name = entry.path().map_err(io)?.into_owned();
@@ -67,28 +73,40 @@ pub fn read(path: &Path) -> Result<Proof, ProofError> {
         let mut bytes = Vec::new();
         entry.read_to_end(&mut bytes).map_err(io)?;
         if name == Path::new("config.dump") {
-            proof.container_id = serde_json::from_slice(&bytes).map(|ConfigDump { id }| id).unwrap_or_default();
+            proof.container_id = serde_json::from_slice(&bytes)
+                .map(|ConfigDump { id }| id)
+                .unwrap_or_default();
         } else {
             proof.statistics = statistics(&bytes);
         }
     }
     if proof.container_id.is_empty() {
-        return Err(ProofError::NoConfig { path: path.to_owned() });
+        return Err(ProofError::NoConfig {
+            path: path.to_owned(),
+        });
     }
     Ok(proof)
 }
 
 /// CRIU's statistics of a dump; empty when they are not what we know. They explain and decide nothing.
 fn statistics(image: &[u8]) -> BTreeMap<String, String> {
-    let word = |at: usize| image.get(at..at + 4).map(|four| u32::from_le_bytes([four[0], four[1], four[2], four[3]]));
+    let word = |at: usize| {
+        image
+            .get(at..at + 4)
+            .map(|four| u32::from_le_bytes([four[0], four[1], four[2], four[3]]))
+    };
     if word(4) != Some(STATS_MAGIC) {
         return BTreeMap::new();
     }
-    let Some(size) = word(8).and_then(|size| usize::try_from(size).ok()) else { return BTreeMap::new() };
+    let Some(size) = word(8).and_then(|size| usize::try_from(size).ok()) else {
+        return BTreeMap::new();
+    };
     let message = image.get(12..12 + size).unwrap_or_default();
     // The outer message has the dump's statistics as its field 1.
     match message.split_first() {
-        Some((&0x0a, rest)) => varint(rest).map(|(_, rest)| numbers(rest)).unwrap_or_default(),
+        Some((&0x0a, rest)) => varint(rest)
+            .map(|(_, rest)| numbers(rest))
+            .unwrap_or_default(),
         Some(_) | None => BTreeMap::new(),
     }
 }
@@ -107,7 +125,9 @@ fn numbers(mut bytes: &[u8]) -> BTreeMap<String, String> {
     let mut found = BTreeMap::new();
     while let Some((tag, rest)) = varint(bytes) {
         // Wire type 0 is a number; anything else ends what we know.
-        let Some((value, rest)) = (tag & 7 == 0).then(|| varint(rest)).flatten() else { break };
+        let Some((value, rest)) = (tag & 7 == 0).then(|| varint(rest)).flatten() else {
+            break;
+        };
         if let Some((_, name)) = NAMES.iter().find(|(number, _)| *number == tag >> 3) {
             found.insert((*name).to_owned(), value.to_string());
         }
@@ -163,11 +183,17 @@ mod tests {
 
     #[test]
     fn an_archive_cut_short_is_no_proof() {
-        let file = archive(&[("checkpoint/pages-1.img", &[7; 9000]), ("config.dump", br#"{"id":"abc"}"#)]);
+        let file = archive(&[
+            ("checkpoint/pages-1.img", &[7; 9000]),
+            ("config.dump", br#"{"id":"abc"}"#),
+        ]);
         file.as_file().set_len(9000).unwrap();
         assert!(read(file.path()).is_err());
         let empty = archive(&[("dump.log", b"")]);
-        assert!(matches!(read(empty.path()), Err(ProofError::NoConfig { .. })));
+        assert!(matches!(
+            read(empty.path()),
+            Err(ProofError::NoConfig { .. })
+        ));
     }
 
     #[test]

@@ -35,7 +35,9 @@ impl Holder {
         let hold = self.journal.recall().await?.migration(migration).hold;
         for container in &pod.containers {
             if !dump::end(&container.container_id).await {
-                return Err(HoldError::DumpStuck { container: container.name.clone() });
+                return Err(HoldError::DumpStuck {
+                    container: container.name.clone(),
+                });
             }
         }
         let was_frozen = self.thaw(&pod.uid).await?;
@@ -44,7 +46,10 @@ impl Holder {
             .containers
             .iter()
             .map(|container| container.container_id.as_str())
-            .filter(|id| seen.task(id).is_some_and(|task| task.state == TaskState::Paused))
+            .filter(|id| {
+                seen.task(id)
+                    .is_some_and(|task| task.state == TaskState::Paused)
+            })
             .collect();
         for id in &paused {
             self.containerd.resume(id).await?;
@@ -55,22 +60,38 @@ impl Holder {
         let detail = if now.is_empty() {
             "the pod is gone from this node".to_owned()
         } else {
-            now.stands(pod, TaskState::Running).err().unwrap_or_default()
+            now.stands(pod, TaskState::Running)
+                .err()
+                .unwrap_or_default()
         };
         self.remove_archives(migration, pod, hold.as_ref()).await?;
-        let entry = Entry::HoldEnded { migration: migration.to_owned() };
+        let entry = Entry::HoldEnded {
+            migration: migration.to_owned(),
+        };
         self.journal.append(vec![entry], Urgency::EndsAHold).await?;
         let was_held = was_frozen || !paused.is_empty();
-        Ok(Released { was_held, running: detail.is_empty(), detail, resumed_unix_ns })
+        Ok(Released {
+            was_held,
+            running: detail.is_empty(),
+            detail,
+            resumed_unix_ns,
+        })
     }
 
     /// Ends every process of the pod and waits until containerd has no running task of it.
-    pub async fn destroy(&self, migration: &str, pod: &Pod, timeline: &mut Timeline) -> Result<(), HoldError> {
+    pub async fn destroy(
+        &self,
+        migration: &str,
+        pod: &Pod,
+        timeline: &mut Timeline,
+    ) -> Result<(), HoldError> {
         let start = now_unix_ns();
         for container in &pod.containers {
             // Its hold on the processes would keep them from dying.
             if !dump::end(&container.container_id).await {
-                return Err(HoldError::DumpStuck { container: container.name.clone() });
+                return Err(HoldError::DumpStuck {
+                    container: container.name.clone(),
+                });
             }
         }
         let deadline = tokio::time::Instant::now() + GONE_MAX;
@@ -87,12 +108,17 @@ impl Holder {
                 break;
             }
             if tokio::time::Instant::now() > deadline {
-                return Err(HoldError::StillAlive { waited: GONE_MAX, left: names(&seen) });
+                return Err(HoldError::StillAlive {
+                    waited: GONE_MAX,
+                    left: names(&seen),
+                });
             }
             tokio::time::sleep(POLL).await;
         }
         timeline.ended("destroy", start);
-        let entry = Entry::HoldEnded { migration: migration.to_owned() };
+        let entry = Entry::HoldEnded {
+            migration: migration.to_owned(),
+        };
         Ok(self.journal.append(vec![entry], Urgency::EndsAHold).await?)
     }
 
@@ -117,13 +143,17 @@ impl Holder {
                 Err(source) => return Err(HoldError::Read { path, source }),
             }
         }
-        let entry = Entry::ArchivesRemoved { migration: migration.to_owned() };
+        let entry = Entry::ArchivesRemoved {
+            migration: migration.to_owned(),
+        };
         Ok(self.journal.append(vec![entry], Urgency::EndsAHold).await?)
     }
 
     /// True: the pod's cgroup was frozen.
     async fn thaw(&self, uid: &str) -> Result<bool, HoldError> {
-        let Some(cgroup) = self.cgroups.find(uid)? else { return Ok(false) };
+        let Some(cgroup) = self.cgroups.find(uid)? else {
+            return Ok(false);
+        };
         let was_frozen = cgroup.is_frozen()?;
         cgroup.thaw().await?;
         Ok(was_frozen)
@@ -132,19 +162,31 @@ impl Holder {
 
 fn names(seen: &Sight) -> String {
     let alive = seen.alive();
-    let names = alive.iter().map(|(container, task)| format!("{} (pid {})", container.name, task.pid));
+    let names = alive
+        .iter()
+        .map(|(container, task)| format!("{} (pid {})", container.name, task.pid));
     names.collect::<Vec<_>>().join(", ")
 }
 
 /// Archives of this pod in the kubelet's folder that were begun after its hold.
 fn strays(folder: &Path, pod: &Pod, since: std::time::SystemTime) -> Vec<PathBuf> {
-    let Ok(listing) = std::fs::read_dir(folder) else { return Vec::new() };
+    let Ok(listing) = std::fs::read_dir(folder) else {
+        return Vec::new();
+    };
     let begins = |name: &str| {
-        pod.containers.iter().any(|c| name.starts_with(&format!("checkpoint-{}_{}-{}-", pod.name, pod.namespace, c.name)))
+        pod.containers.iter().any(|c| {
+            name.starts_with(&format!(
+                "checkpoint-{}_{}-{}-",
+                pod.name, pod.namespace, c.name
+            ))
+        })
     };
     let ours = listing.flatten().filter(|entry| {
         entry.file_name().to_str().is_some_and(begins)
-            && entry.metadata().and_then(|facts| facts.modified()).is_ok_and(|time| time >= since)
+            && entry
+                .metadata()
+                .and_then(|facts| facts.modified())
+                .is_ok_and(|time| time >= since)
     });
     ours.map(|entry| entry.path()).collect()
 }
@@ -156,11 +198,23 @@ mod tests {
     #[test]
     fn only_archives_of_this_pod_and_this_hold_are_strays() {
         let folder = tempfile::tempdir().unwrap();
-        for name in ["checkpoint-p_ns-c-2026.tar", "checkpoint-p_ns-other-2026.tar", "checkpoint-q_ns-c-2026.tar"] {
+        for name in [
+            "checkpoint-p_ns-c-2026.tar",
+            "checkpoint-p_ns-other-2026.tar",
+            "checkpoint-q_ns-c-2026.tar",
+        ] {
             std::fs::write(folder.path().join(name), "").unwrap();
         }
-        let container = proto::worker::Container { name: "c".into(), ..Default::default() };
-        let pod = Pod { namespace: "ns".into(), name: "p".into(), containers: vec![container], ..Default::default() };
+        let container = proto::worker::Container {
+            name: "c".into(),
+            ..Default::default()
+        };
+        let pod = Pod {
+            namespace: "ns".into(),
+            name: "p".into(),
+            containers: vec![container],
+            ..Default::default()
+        };
         let found = strays(folder.path(), &pod, UNIX_EPOCH);
         assert_eq!(found, [folder.path().join("checkpoint-p_ns-c-2026.tar")]);
         let later = std::time::SystemTime::now() + Duration::from_secs(60);

@@ -12,7 +12,10 @@ use crate::{
 
 /// What was in the way. All but two are proofs that nothing of the step runs any more, see [`HoldError::is_in_doubt`].
 #[derive(Debug, thiserror::Error)]
-#[expect(missing_docs, reason = "the messages say it, and the fields are what they name")]
+#[expect(
+    missing_docs,
+    reason = "the messages say it, and the fields are what they name"
+)]
 pub enum HoldError {
     #[error("the request names no pod or no container")]
     NoPod,
@@ -23,19 +26,29 @@ pub enum HoldError {
     #[error("the snapshot is stale: {when}, {why}")]
     Stale { when: &'static str, why: String },
     #[error("{doing} took longer than the freeze may last ({} ms)", budget.as_millis())]
-    OverBudget { doing: &'static str, budget: Duration },
+    OverBudget {
+        doing: &'static str,
+        budget: Duration,
+    },
     #[error("given up: a newer step of this migration was asked for")]
     Superseded,
     #[error("the dump of container {container} hangs and could not be ended yet")]
     DumpStuck { container: String },
     #[error("the archive {} is of container {found} and not of {wanted}", archive.display())]
-    OtherContainer { archive: PathBuf, found: String, wanted: String },
+    OtherContainer {
+        archive: PathBuf,
+        found: String,
+        wanted: String,
+    },
     #[error("the worker was interrupted")]
     Interrupted,
     #[error("processes of the pod are left after {} s: {left}", waited.as_secs())]
     StillAlive { waited: Duration, left: String },
     #[error("read {}: {source}", path.display())]
-    Read { path: PathBuf, source: std::io::Error },
+    Read {
+        path: PathBuf,
+        source: std::io::Error,
+    },
     #[error("{}", chain(.0))]
     Checkpoint(#[from] CheckpointError),
     #[error("{}", chain(.0))]

@@ -92,41 +92,82 @@ impl Holder {
         let known = self.journal.recall().await?.migration(&key.migration);
         let facts = match known.hold {
             Some(facts) if facts.revision == key.revision => self.may_go_on(facts)?,
-            Some(facts) => return Err(HoldError::HeldBefore { revision: facts.revision }),
+            Some(facts) => {
+                return Err(HoldError::HeldBefore {
+                    revision: facts.revision,
+                });
+            }
             None => self.pause(key, pod, timeline).await?,
         };
         let budget = Duration::from_millis(request.budget_ms);
-        let mut attempt = Attempt { holder: self, migration: &key.migration, pod, facts, budget, timeline };
+        let mut attempt = Attempt {
+            holder: self,
+            migration: &key.migration,
+            pod,
+            facts,
+            budget,
+            timeline,
+        };
         attempt.still(TaskState::Paused, "after pausing").await?;
         let archives = attempt.dump_all(known.archives).await?;
         let cgroup = attempt.freeze(superseded).await?;
-        let saved = attempt.save(request, &archives, data, progress, superseded).await?;
+        let saved = attempt
+            .save(request, &archives, data, progress, superseded)
+            .await?;
         attempt.both_locks(&cgroup, "after storing").await?;
-        let Saved { manifest_key, manifest_blake3, raw_bytes, stored_bytes, packs, spans } = saved;
+        let Saved {
+            manifest_key,
+            manifest_blake3,
+            raw_bytes,
+            stored_bytes,
+            packs,
+            spans,
+        } = saved;
         attempt.timeline.extend(spans);
         let (paused_unix_ns, boot_id) = (attempt.facts.paused_unix_ns, self.boot_id.clone());
-        Ok(HeldCheckpoint { manifest_key, manifest_blake3, paused_unix_ns, raw_bytes, stored_bytes, packs, boot_id })
+        Ok(HeldCheckpoint {
+            manifest_key,
+            manifest_blake3,
+            paused_unix_ns,
+            raw_bytes,
+            stored_bytes,
+            packs,
+            boot_id,
+        })
     }
 
     /// Is the pod held, now?
     pub async fn confirm(&self, pod: &Pod, boot_id: &str) -> Result<HoldState, HoldError> {
         let detail = match self.locks(pod).await? {
             Ok(()) if boot_id == self.boot_id => String::new(),
-            Ok(()) => format!("the node was booted anew: this is boot {}, the hold was in {boot_id}", self.boot_id),
+            Ok(()) => format!(
+                "the node was booted anew: this is boot {}, the hold was in {boot_id}",
+                self.boot_id
+            ),
             Err(why) => why,
         };
-        Ok(HoldState { held: detail.is_empty(), boot_id: self.boot_id.clone(), detail })
+        Ok(HoldState {
+            held: detail.is_empty(),
+            boot_id: self.boot_id.clone(),
+            detail,
+        })
     }
 
     /// Both locks, or why not.
     async fn locks(&self, pod: &Pod) -> Result<Result<(), String>, HoldError> {
-        if let Err(why) = see(&self.containerd, &pod.uid).await?.stands(pod, TaskState::Paused) {
+        if let Err(why) = see(&self.containerd, &pod.uid)
+            .await?
+            .stands(pod, TaskState::Paused)
+        {
             return Ok(Err(why));
         }
         Ok(match self.cgroups.find(&pod.uid)? {
             None => Err("the pod has no cgroup".to_owned()),
             Some(cgroup) if cgroup.is_frozen()? => Ok(()),
-            Some(cgroup) => Err(format!("the pod's cgroup {} is not frozen", cgroup.folder().display())),
+            Some(cgroup) => Err(format!(
+                "the pod's cgroup {} is not frozen",
+                cgroup.folder().display()
+            )),
         })
     }
 
@@ -135,18 +176,32 @@ impl Holder {
         if facts.boot_id == self.boot_id {
             return Ok(facts);
         }
-        Err(HoldError::Stale { when: "after a restart of the worker", why: "the node was booted anew".to_owned() })
+        Err(HoldError::Stale {
+            when: "after a restart of the worker",
+            why: "the node was booted anew".to_owned(),
+        })
     }
 
     /// Lock 1.
     ///
     /// Order: the journal knows of it before the first pause, or a crash would leave a paused pod that nobody remembers.
     /// The time is taken before the first pause, so that the budget is never undercounted.
-    async fn pause(&self, key: &StepKey, pod: &Pod, timeline: &mut Timeline) -> Result<HoldFacts, HoldError> {
-        let stands = see(&self.containerd, &pod.uid).await?.stands(pod, TaskState::Running);
+    async fn pause(
+        &self,
+        key: &StepKey,
+        pod: &Pod,
+        timeline: &mut Timeline,
+    ) -> Result<HoldFacts, HoldError> {
+        let stands = see(&self.containerd, &pod.uid)
+            .await?
+            .stands(pod, TaskState::Running);
         stands.map_err(|why| HoldError::NotRunning { why })?;
         let start = now_unix_ns();
-        let containers: BTreeSet<String> = pod.containers.iter().map(|c| c.container_id.clone()).collect();
+        let containers: BTreeSet<String> = pod
+            .containers
+            .iter()
+            .map(|c| c.container_id.clone())
+            .collect();
         let facts = HoldFacts {
             revision: key.revision,
             pod_uid: pod.uid.clone(),
@@ -156,7 +211,10 @@ impl Holder {
             dumping: BTreeSet::new(),
             cgroup: None,
         };
-        let entry = Entry::Pausing { migration: key.migration.clone(), facts: facts.clone() };
+        let entry = Entry::Pausing {
+            migration: key.migration.clone(),
+            facts: facts.clone(),
+        };
         self.journal.append(vec![entry], Urgency::Ordinary).await?;
         // All at once: the closer together, the better the cut.
         let all = containers.iter().map(|id| self.containerd.pause(id));
@@ -168,7 +226,10 @@ impl Holder {
 
 impl Attempt<'_> {
     /// Between the locks: an archive of every container that has none yet.
-    async fn dump_all(&mut self, archived: Vec<Archive>) -> Result<Vec<(String, PathBuf)>, HoldError> {
+    async fn dump_all(
+        &mut self,
+        archived: Vec<Archive>,
+    ) -> Result<Vec<(String, PathBuf)>, HoldError> {
         let mut archives = Vec::new();
         for container in &self.pod.containers {
             let before = archived.iter().find(|archive| {
@@ -181,7 +242,10 @@ impl Attempt<'_> {
                 None if self.facts.cgroup.is_some() => {
                     return Err(HoldError::Stale {
                         when: "after a restart of the worker",
-                        why: format!("the archive of container {} is gone, and the pod is frozen already", container.name),
+                        why: format!(
+                            "the archive of container {} is gone, and the pod is frozen already",
+                            container.name
+                        ),
                     });
                 }
                 None => self.dump(container).await?,
@@ -195,20 +259,39 @@ impl Attempt<'_> {
         let (name, id) = (&container.name, &container.container_id);
         // One that a crash of ours left running would be in the way, and in the archive's place.
         if self.facts.dumping.contains(id) && !dump::end(id).await {
-            return Err(HoldError::DumpStuck { container: name.clone() });
+            return Err(HoldError::DumpStuck {
+                container: name.clone(),
+            });
         }
-        let entry = Entry::Dumping { migration: self.migration.to_owned(), container_id: id.clone() };
-        self.holder.journal.append(vec![entry], Urgency::Ordinary).await?;
+        let entry = Entry::Dumping {
+            migration: self.migration.to_owned(),
+            container_id: id.clone(),
+        };
+        self.holder
+            .journal
+            .append(vec![entry], Urgency::Ordinary)
+            .await?;
         let start = now_unix_ns();
         let path = self.call(container).await?;
         self.still(TaskState::Paused, "after the dump").await?;
         let proof = self.prove(container, &path).await?;
         let mut facts = proof.statistics;
         facts.insert("bytes".to_owned(), proof.bytes.to_string());
-        self.timeline.ended_with(format!("checkpoint {name}"), start, facts);
-        let archive = Archive { container: name.clone(), container_id: id.clone(), path: path.clone() };
-        let entry = Entry::Archived { migration: self.migration.to_owned(), archive };
-        self.holder.journal.append(vec![entry], Urgency::Ordinary).await?;
+        self.timeline
+            .ended_with(format!("checkpoint {name}"), start, facts);
+        let archive = Archive {
+            container: name.clone(),
+            container_id: id.clone(),
+            path: path.clone(),
+        };
+        let entry = Entry::Archived {
+            migration: self.migration.to_owned(),
+            archive,
+        };
+        self.holder
+            .journal
+            .append(vec![entry], Urgency::Ordinary)
+            .await?;
         Ok(path)
     }
 
@@ -226,10 +309,17 @@ impl Attempt<'_> {
             return Ok(answer?);
         }
         let ended = dump::end(&container.container_id).await;
-        let answered = tokio::time::timeout(ANSWER_AFTER_END_MAX, call).await.is_ok();
+        let answered = tokio::time::timeout(ANSWER_AFTER_END_MAX, call)
+            .await
+            .is_ok();
         match ended && answered {
-            true => Err(HoldError::OverBudget { doing: "dumping", budget: self.budget }),
-            false => Err(HoldError::DumpStuck { container: container.name.clone() }),
+            true => Err(HoldError::OverBudget {
+                doing: "dumping",
+                budget: self.budget,
+            }),
+            false => Err(HoldError::DumpStuck {
+                container: container.name.clone(),
+            }),
         }
     }
 
@@ -254,8 +344,14 @@ impl Attempt<'_> {
         }
         let start = now_unix_ns();
         let cgroup = self.cgroup().await?;
-        let entry = Entry::Freezing { migration: self.migration.to_owned(), cgroup: cgroup.folder().to_owned() };
-        self.holder.journal.append(vec![entry], Urgency::Ordinary).await?;
+        let entry = Entry::Freezing {
+            migration: self.migration.to_owned(),
+            cgroup: cgroup.folder().to_owned(),
+        };
+        self.holder
+            .journal
+            .append(vec![entry], Urgency::Ordinary)
+            .await?;
         cgroup.freeze().await?;
         self.both_locks(&cgroup, "after freezing").await?;
         self.timeline.ended("freeze", start);
@@ -266,13 +362,20 @@ impl Attempt<'_> {
     async fn cgroup(&self) -> Result<PodCgroup, HoldError> {
         let seen = see(&self.holder.containerd, &self.pod.uid).await?;
         let first = self.pod.containers.first().ok_or(HoldError::NoPod)?;
-        let task = seen.task(&first.container_id).ok_or_else(|| HoldError::Stale {
-            when: "before freezing",
-            why: format!("container {} has ended", first.name),
-        })?;
+        let task = seen
+            .task(&first.container_id)
+            .ok_or_else(|| HoldError::Stale {
+                when: "before freezing",
+                why: format!("container {} has ended", first.name),
+            })?;
         let path = self.holder.proc.join(task.pid.to_string()).join("cgroup");
-        let text = tokio::fs::read_to_string(&path).await.map_err(|source| HoldError::Read { path, source })?;
-        Ok(self.holder.cgroups.of_process(task.pid, &text, &self.pod.uid)?)
+        let text = tokio::fs::read_to_string(&path)
+            .await
+            .map_err(|source| HoldError::Read { path, source })?;
+        Ok(self
+            .holder
+            .cgroups
+            .of_process(task.pid, &text, &self.pod.uid)?)
     }
 
     async fn save(
@@ -298,12 +401,19 @@ impl Attempt<'_> {
         if cgroup.is_frozen()? {
             return Ok(());
         }
-        Err(HoldError::Stale { when, why: format!("the pod's cgroup {} is not frozen", cgroup.folder().display()) })
+        Err(HoldError::Stale {
+            when,
+            why: format!(
+                "the pod's cgroup {} is not frozen",
+                cgroup.folder().display()
+            ),
+        })
     }
 
     async fn still(&self, wanted: TaskState, when: &'static str) -> Result<(), HoldError> {
         let seen = see(&self.holder.containerd, &self.pod.uid).await?;
-        seen.stands(self.pod, wanted).map_err(|why| HoldError::Stale { when, why })
+        seen.stands(self.pod, wanted)
+            .map_err(|why| HoldError::Stale { when, why })
     }
 
     /// What is left of the budget.
@@ -312,6 +422,9 @@ impl Attempt<'_> {
         self.budget
             .checked_sub(spent)
             .filter(|left| !left.is_zero())
-            .ok_or(HoldError::OverBudget { doing: "holding", budget: self.budget })
+            .ok_or(HoldError::OverBudget {
+                doing: "holding",
+                budget: self.budget,
+            })
     }
 }

@@ -9,7 +9,9 @@ use proto::worker::Span;
 
 /// Nanoseconds since 1970 by this node's clock.
 pub fn now_unix_ns() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
     u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
 }
 
@@ -26,7 +28,12 @@ impl Timeline {
     }
 
     /// Something took from `start` until now, and there is more to say about it.
-    pub fn ended_with(&mut self, name: impl Into<String>, start_unix_ns: u64, facts: BTreeMap<String, String>) {
+    pub fn ended_with(
+        &mut self,
+        name: impl Into<String>,
+        start_unix_ns: u64,
+        facts: BTreeMap<String, String>,
+    ) {
         self.spans.push(Span {
             name: name.into(),
             start_unix_ns,

@@ -74,11 +74,19 @@ struct Node {
 
 impl Inspector {
     /// Looks at every container of the pod that moves.
-    pub async fn inspect(&self, pod: Pod, ghost_limit_bytes: u64) -> Result<Inspection, InspectError> {
+    pub async fn inspect(
+        &self,
+        pod: Pod,
+        ghost_limit_bytes: u64,
+    ) -> Result<Inspection, InspectError> {
         let seen = see(&self.containerd, &pod.uid).await?;
         let mut findings: Vec<Finding> = Vec::new();
         if let Err(why) = seen.stands(&pod, TaskState::Running) {
-            findings.push(refuse("NotRunning", why, "wait until every container of the pod runs"));
+            findings.push(refuse(
+                "NotRunning",
+                why,
+                "wait until every container of the pod runs",
+            ));
         }
         let tasks: Vec<(String, u32, bool)> = pod
             .containers
@@ -89,13 +97,26 @@ impl Inspector {
         let inspector = self.clone();
         let looking = tokio::task::spawn_blocking(move || inspector.look(&tasks));
         let (node, containers) = looking.await.map_err(|_| InspectError::Interrupted)?;
-        findings.extend(rules::judge(&node, &containers, &pod.pod_ip, ghost_limit_bytes));
+        findings.extend(rules::judge(
+            &node,
+            &containers,
+            &pod.pod_ip,
+            ghost_limit_bytes,
+        ));
         let all = || containers.iter().flat_map(|container| &container.processes);
         let memory_bytes = all().map(|process| process.memory_bytes).sum();
         let processes = u32::try_from(all().count()).unwrap_or(u32::MAX);
-        let changed: u64 = containers.iter().map(|container| container.changed_bytes).sum();
+        let changed: u64 = containers
+            .iter()
+            .map(|container| container.changed_bytes)
+            .sum();
         let archive_bytes = memory_bytes + changed + u64::from(processes) * PROCESS_OVERHEAD_BYTES;
-        Ok(Inspection { findings, memory_bytes, archive_bytes, processes })
+        Ok(Inspection {
+            findings,
+            memory_bytes,
+            archive_bytes,
+            processes,
+        })
     }
 
     /// Reads. What vanishes meanwhile is not there.
@@ -119,10 +140,16 @@ impl Inspector {
         let text = |name: &str| std::fs::read_to_string(folder.join(name)).unwrap_or_default();
         let mounts = mounts::parse(&text("mountinfo"));
         let processes = process::in_cgroup_of(&self.proc, init, &mounts);
-        let changed = mounts::upper_folder(&text("mountinfo")).map(|upper| bytes_below(&under(&self.node_root, &upper)));
+        let changed = mounts::upper_folder(&text("mountinfo"))
+            .map(|upper| bytes_below(&under(&self.node_root, &upper)));
         Container {
-            network: network::Network::parse(&text("net/tcp"), &text("net/tcp6"), &text("net/udp"), &text("net/udp6"))
-                .with_protocols(&text("net/protocols")),
+            network: network::Network::parse(
+                &text("net/tcp"),
+                &text("net/tcp6"),
+                &text("net/udp"),
+                &text("net/udp6"),
+            )
+            .with_protocols(&text("net/protocols")),
             shared_files: names_in(&folder.join("root/dev/shm")),
             sysv_objects: sysv_objects(&folder),
             changed_bytes: changed.unwrap_or_default(),
@@ -137,7 +164,12 @@ fn refuse(code: &str, message: String, remedy: &str) -> Finding {
 }
 
 fn finding(severity: Severity, code: &str, message: String, remedy: &str) -> Finding {
-    Finding { severity: severity.into(), code: code.to_owned(), message, remedy: remedy.to_owned() }
+    Finding {
+        severity: severity.into(),
+        code: code.to_owned(),
+        message,
+        remedy: remedy.to_owned(),
+    }
 }
 
 fn under(root: &Path, absolute: &str) -> PathBuf {
@@ -145,14 +177,31 @@ fn under(root: &Path, absolute: &str) -> PathBuf {
 }
 
 fn names_in(folder: &Path) -> Vec<String> {
-    let Ok(listing) = std::fs::read_dir(folder) else { return Vec::new() };
-    listing.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+    let Ok(listing) = std::fs::read_dir(folder) else {
+        return Vec::new();
+    };
+    listing
+        .flatten()
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .collect()
 }
 
 fn bytes_below(folder: &Path) -> u64 {
-    let Ok(listing) = std::fs::read_dir(folder) else { return 0 };
-    let entries = listing.flatten().filter_map(|entry| Some((entry.path(), entry.metadata().ok()?)));
-    entries.map(|(path, facts)| if facts.is_dir() { bytes_below(&path) } else { facts.len() }).sum()
+    let Ok(listing) = std::fs::read_dir(folder) else {
+        return 0;
+    };
+    let entries = listing
+        .flatten()
+        .filter_map(|entry| Some((entry.path(), entry.metadata().ok()?)));
+    entries
+        .map(|(path, facts)| {
+            if facts.is_dir() {
+                bytes_below(&path)
+            } else {
+                facts.len()
+            }
+        })
+        .sum()
 }
 
 /// Counts the System V objects of the pod. /proc/sysvipc shows those of the reader's IPC namespace, so a thread of its
@@ -160,13 +209,22 @@ fn bytes_below(folder: &Path) -> u64 {
 fn sysv_objects(folder: &Path) -> usize {
     use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
     use std::os::fd::AsFd;
-    let Ok(namespace) = std::fs::File::open(folder.join("ns/ipc")) else { return 0 };
+    let Ok(namespace) = std::fs::File::open(folder.join("ns/ipc")) else {
+        return 0;
+    };
     let counting = std::thread::spawn(move || {
         let kind = Some(LinkNameSpaceType::InterProcessCommunication);
         move_into_link_name_space(namespace.as_fd(), kind).ok()?;
-        let lists = ["shm", "sem", "msg"].map(|list| std::fs::read_to_string(format!("/proc/sysvipc/{list}")));
+        let lists = ["shm", "sem", "msg"]
+            .map(|list| std::fs::read_to_string(format!("/proc/sysvipc/{list}")));
         // The first line of each is its heading.
-        Some(lists.iter().flatten().map(|list| list.lines().skip(1).count()).sum())
+        Some(
+            lists
+                .iter()
+                .flatten()
+                .map(|list| list.lines().skip(1).count())
+                .sum(),
+        )
     });
     counting.join().ok().flatten().unwrap_or_default()
 }
@@ -176,7 +234,13 @@ fn family(init: u32, processes: &[Process]) -> BTreeSet<u32> {
     let mut family = BTreeSet::from([init]);
     loop {
         let before = family.len();
-        family.extend(processes.iter().filter(|process| family.contains(&process.parent)).map(|p| p.pid).collect::<Vec<_>>());
+        family.extend(
+            processes
+                .iter()
+                .filter(|process| family.contains(&process.parent))
+                .map(|p| p.pid)
+                .collect::<Vec<_>>(),
+        );
         if family.len() == before {
             return family;
         }

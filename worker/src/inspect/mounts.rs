@@ -19,10 +19,15 @@ impl Mount {
 
 /// Every mount, in the order of the file.
 pub(super) fn parse(mountinfo: &str) -> Vec<Mount> {
-    let fields = mountinfo.lines().map(|line| line.split(' ').collect::<Vec<_>>());
+    let fields = mountinfo
+        .lines()
+        .map(|line| line.split(' ').collect::<Vec<_>>());
     fields
         .filter(|fields| fields.len() > 4)
-        .map(|fields| Mount { root: unescape(fields[3]), point: unescape(fields[4]) })
+        .map(|fields| Mount {
+            root: unescape(fields[3]),
+            point: unescape(fields[4]),
+        })
         .collect()
 }
 
@@ -30,17 +35,26 @@ pub(super) fn parse(mountinfo: &str) -> Vec<Mount> {
 pub(super) fn of<'a>(path: &str, mounts: &'a [Mount]) -> Option<&'a Mount> {
     let is_above = |mount: &&Mount| {
         let point = mount.point.trim_end_matches('/');
-        path.strip_prefix(point).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        path.strip_prefix(point)
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
     };
     // Of two at one place the later one is seen; max_by_key takes the last of equals.
-    mounts.iter().filter(is_above).max_by_key(|mount| mount.point.len())
+    mounts
+        .iter()
+        .filter(is_above)
+        .max_by_key(|mount| mount.point.len())
 }
 
 /// The folder that holds what the container changed in its root file system, as the node sees it.
 pub(super) fn upper_folder(mountinfo: &str) -> Option<String> {
-    let root = mountinfo.lines().find(|line| line.split(' ').nth(4) == Some("/"))?;
+    let root = mountinfo
+        .lines()
+        .find(|line| line.split(' ').nth(4) == Some("/"))?;
     let options = root.rsplit(' ').next()?;
-    options.split(',').find_map(|option| option.strip_prefix("upperdir=")).map(unescape)
+    options
+        .split(',')
+        .find_map(|option| option.strip_prefix("upperdir="))
+        .map(unescape)
 }
 
 /// Spaces and such are written as three octal digits.
@@ -49,7 +63,9 @@ fn unescape(text: &str) -> String {
     let mut rest = text;
     while let Some((before, after)) = rest.split_once('\\') {
         out.push_str(before);
-        let code = after.get(..3).and_then(|digits| u8::from_str_radix(digits, 8).ok());
+        let code = after
+            .get(..3)
+            .and_then(|digits| u8::from_str_radix(digits, 8).ok());
         match code {
             Some(code) => {
                 out.push(char::from(code));
@@ -78,7 +94,10 @@ mod tests {
     #[test]
     fn a_path_is_on_the_deepest_mount_above_it() {
         let mounts = parse(SAMPLE);
-        assert_eq!(of("/etc/conf/..data/x", &mounts).unwrap().volume(), Some("configmap"));
+        assert_eq!(
+            of("/etc/conf/..data/x", &mounts).unwrap().volume(),
+            Some("configmap")
+        );
         assert_eq!(of("/etc/config", &mounts).unwrap().point, "/");
         assert_eq!(of("/etc/hosts", &mounts).unwrap().volume(), None);
         assert!(mounts[2].root.ends_with("my map"));

@@ -29,8 +29,13 @@ pub(super) struct Network {
 impl Network {
     /// From the four tables.
     pub fn parse(tcp: &str, tcp6: &str, udp: &str, udp6: &str) -> Self {
-        let both = |four: &str, six: &str| four.lines().chain(six.lines()).filter_map(socket).collect();
-        Self { tcp: both(tcp, tcp6), udp: both(udp, udp6), multipath: 0 }
+        let both =
+            |four: &str, six: &str| four.lines().chain(six.lines()).filter_map(socket).collect();
+        Self {
+            tcp: both(tcp, tcp6),
+            udp: both(udp, udp6),
+            multipath: 0,
+        }
     }
 
     /// And the number of multipath TCP sockets, from the list of protocols.
@@ -40,7 +45,10 @@ impl Network {
             words.next().filter(|name| name.starts_with("MPTCP"))?;
             words.nth(1)?.parse::<u64>().ok()
         };
-        Self { multipath: protocols.lines().filter_map(count).sum(), ..self }
+        Self {
+            multipath: protocols.lines().filter_map(count).sum(),
+            ..self
+        }
     }
 }
 
@@ -66,14 +74,24 @@ fn socket(line: &str) -> Option<Socket> {
     let state = u8::from_str_radix(words.get(3)?, 16).ok()?;
     let received = u64::from_str_radix(words.get(4)?.split_once(':')?.1, 16).ok()?;
     let inode = words.get(9)?.parse().ok()?;
-    Some(Socket { local, remote, state, received, inode })
+    Some(Socket {
+        local,
+        remote,
+        state,
+        received,
+        inode,
+    })
 }
 
 /// Addresses are written as words of four bytes in the machine's order, ports as numbers.
 fn address(text: &str) -> Option<SocketAddr> {
     let (ip, port) = text.split_once(':')?;
     let words: Vec<[u8; 4]> = (0..ip.len() / 8)
-        .map(|at| u32::from_str_radix(ip.get(at * 8..at * 8 + 8)?, 16).ok().map(u32::to_ne_bytes))
+        .map(|at| {
+            u32::from_str_radix(ip.get(at * 8..at * 8 + 8)?, 16)
+                .ok()
+                .map(u32::to_ne_bytes)
+        })
         .collect::<Option<_>>()?;
     let ip = match words.as_slice() {
         [four] => IpAddr::V4(Ipv4Addr::from(*four)),
@@ -111,7 +129,10 @@ mod tests {
         assert!(network.tcp[1].is_connected() && !network.tcp[1].is_inside());
         assert_eq!(network.tcp[1].received, 5);
         assert!(network.tcp[2].local.ip().is_unspecified());
-        assert_eq!(network.tcp[3].local.ip(), "10.244.1.2".parse::<IpAddr>().unwrap());
+        assert_eq!(
+            network.tcp[3].local.ip(),
+            "10.244.1.2".parse::<IpAddr>().unwrap()
+        );
         assert!(network.tcp[3].is_inside());
     }
 

@@ -52,34 +52,62 @@ pub(super) struct OpenFile {
 /// Every process in the cgroups of the container whose first one is `init`.
 pub(super) fn in_cgroup_of(proc: &Path, init: u32, mounts: &[Mount]) -> Vec<Process> {
     let cgroup = |pid: u32| fs::read_to_string(proc.join(pid.to_string()).join("cgroup")).ok();
-    let Some(own) = cgroup(init) else { return Vec::new() };
-    let Ok(listing) = fs::read_dir(proc) else { return Vec::new() };
-    let pids = listing.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
-    let members = pids.filter(|pid| *pid == init || cgroup(*pid).is_some_and(|theirs| is_below(&own, &theirs)));
-    members.filter_map(|pid| read(&proc.join(pid.to_string()), pid, mounts)).collect()
+    let Some(own) = cgroup(init) else {
+        return Vec::new();
+    };
+    let Ok(listing) = fs::read_dir(proc) else {
+        return Vec::new();
+    };
+    let pids = listing
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    let members = pids
+        .filter(|pid| *pid == init || cgroup(*pid).is_some_and(|theirs| is_below(&own, &theirs)));
+    members
+        .filter_map(|pid| read(&proc.join(pid.to_string()), pid, mounts))
+        .collect()
 }
 
 /// Is every line of `theirs` the line of `own` or deeper? A container's first process is seldom alone there, and what
 /// runs beside the container shares at most the root.
 fn is_below(own: &str, theirs: &str) -> bool {
-    let paths = |text: &str| text.lines().map(|line| line.splitn(3, ':').nth(2).unwrap_or("").to_owned()).collect::<Vec<_>>();
+    let paths = |text: &str| {
+        text.lines()
+            .map(|line| line.splitn(3, ':').nth(2).unwrap_or("").to_owned())
+            .collect::<Vec<_>>()
+    };
     let (own, theirs) = (paths(own), paths(theirs));
     let deeper = |own: &String, theirs: &String| {
-        theirs.strip_prefix(own.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with('/') || own == "/")
+        theirs
+            .strip_prefix(own.as_str())
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with('/') || own == "/")
     };
-    own.len() == theirs.len() && own.iter().any(|path| path != "/") && own.iter().zip(&theirs).all(|(a, b)| deeper(a, b))
+    own.len() == theirs.len()
+        && own.iter().any(|path| path != "/")
+        && own.iter().zip(&theirs).all(|(a, b)| deeper(a, b))
 }
 
 fn read(folder: &Path, pid: u32, mounts: &[Mount]) -> Option<Process> {
     let status = fs::read_to_string(folder.join("status")).ok()?;
     let maps = fs::read_to_string(folder.join("maps")).unwrap_or_default();
-    let namespaces = NAMESPACES.iter().map(|kind| (*kind, namespace(folder, kind))).collect();
-    Some(Process { pid, namespaces, files: files(folder, mounts), mappings: mappings(&maps), ..parse_status(&status) })
+    let namespaces = NAMESPACES
+        .iter()
+        .map(|kind| (*kind, namespace(folder, kind)))
+        .collect();
+    Some(Process {
+        pid,
+        namespaces,
+        files: files(folder, mounts),
+        mappings: mappings(&maps),
+        ..parse_status(&status)
+    })
 }
 
 /// The kernel's name of a namespace; empty when it can't be read.
 pub(super) fn namespace(folder: &Path, kind: &str) -> String {
-    fs::read_link(folder.join("ns").join(kind)).map(text).unwrap_or_default()
+    fs::read_link(folder.join("ns").join(kind))
+        .map(text)
+        .unwrap_or_default()
 }
 
 /// May CRIU raise limits of processes, as it must for those of other users?
@@ -90,17 +118,27 @@ pub(super) fn may_raise_limits(status: &str) -> bool {
 }
 
 fn parse_status(status: &str) -> Process {
-    let number = |name: &str| field(status, name).and_then(|value| value.split_whitespace().next()?.parse::<u64>().ok());
-    let small = |name: &str| number(name).and_then(|value| u32::try_from(value).ok()).unwrap_or_default();
+    let number = |name: &str| {
+        field(status, name).and_then(|value| value.split_whitespace().next()?.parse::<u64>().ok())
+    };
+    let small = |name: &str| {
+        number(name)
+            .and_then(|value| u32::try_from(value).ok())
+            .unwrap_or_default()
+    };
     let kib = match (number("RssAnon"), number("RssShmem")) {
         (Some(own), Some(shared)) => own + shared,
         _ => number("VmRSS").unwrap_or_default(),
     };
     Process {
         parent: small("PPid"),
-        inner_pid: field(status, "NSpid").and_then(|all| all.split_whitespace().last()?.parse().ok()).unwrap_or_default(),
+        inner_pid: field(status, "NSpid")
+            .and_then(|all| all.split_whitespace().last()?.parse().ok())
+            .unwrap_or_default(),
         name: field(status, "Name").unwrap_or_default().to_owned(),
-        state: field(status, "State").and_then(|state| state.chars().next()).unwrap_or('?'),
+        state: field(status, "State")
+            .and_then(|state| state.chars().next())
+            .unwrap_or('?'),
         tracer: small("TracerPid"),
         uid: small("Uid"),
         memory_bytes: kib * 1024,
@@ -109,12 +147,17 @@ fn parse_status(status: &str) -> Process {
 }
 
 fn field<'a>(status: &'a str, name: &str) -> Option<&'a str> {
-    status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim)
+    status
+        .lines()
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
+        .map(str::trim)
 }
 
 /// Names of the mappings that have one, each once.
 fn mappings(maps: &str) -> Vec<String> {
-    let names = maps.lines().filter_map(|line| Some(line.splitn(6, ' ').nth(5)?.trim().to_owned()));
+    let names = maps
+        .lines()
+        .filter_map(|line| Some(line.splitn(6, ' ').nth(5)?.trim().to_owned()));
     let mut names: Vec<String> = names.filter(|name| !name.is_empty()).collect();
     names.sort_unstable();
     names.dedup();
@@ -122,8 +165,13 @@ fn mappings(maps: &str) -> Vec<String> {
 }
 
 fn files(folder: &Path, mounts: &[Mount]) -> Vec<OpenFile> {
-    let Ok(listing) = fs::read_dir(folder.join("fd")) else { return Vec::new() };
-    listing.flatten().filter_map(|entry| file(&entry.path(), mounts)).collect()
+    let Ok(listing) = fs::read_dir(folder.join("fd")) else {
+        return Vec::new();
+    };
+    listing
+        .flatten()
+        .filter_map(|entry| file(&entry.path(), mounts))
+        .collect()
 }
 
 fn file(link: &Path, mounts: &[Mount]) -> Option<OpenFile> {
@@ -131,16 +179,23 @@ fn file(link: &Path, mounts: &[Mount]) -> Option<OpenFile> {
     let target = text(fs::read_link(link).ok()?);
     // Only what is a path can be asked about; the rest tells everything by its name.
     if !target.starts_with('/') {
-        return Some(OpenFile { number, target, ..OpenFile::default() });
+        return Some(OpenFile {
+            number,
+            target,
+            ..OpenFile::default()
+        });
     }
     let facts = fs::metadata(link).ok();
-    let volume = mounts::of(&target, mounts).and_then(Mount::volume).map(str::to_owned);
+    let volume = mounts::of(&target, mounts)
+        .and_then(Mount::volume)
+        .map(str::to_owned);
     Some(OpenFile {
         number,
         size: facts.as_ref().map(fs::Metadata::len).unwrap_or_default(),
         links: facts.as_ref().map(MetadataExt::nlink).unwrap_or_default(),
         is_regular: facts.as_ref().is_some_and(fs::Metadata::is_file),
-        is_message_queue: rustix::fs::statfs(link).is_ok_and(|facts| facts.f_type as u64 == MQUEUE_MAGIC),
+        is_message_queue: rustix::fs::statfs(link)
+            .is_ok_and(|facts| facts.f_type as u64 == MQUEUE_MAGIC),
         target,
         volume,
     })
@@ -160,7 +215,15 @@ mod tests {
     #[test]
     fn a_status_is_read_field_by_field() {
         let process = parse_status(STATUS);
-        assert_eq!((process.parent, process.inner_pid, process.tracer, process.uid), (12, 7, 9, 1000));
+        assert_eq!(
+            (
+                process.parent,
+                process.inner_pid,
+                process.tracer,
+                process.uid
+            ),
+            (12, 7, 9, 1000)
+        );
         assert_eq!((process.name.as_str(), process.state), ("my server", 'T'));
         assert_eq!(process.memory_bytes, 600 * 1024);
         assert!(!may_raise_limits(STATUS));
@@ -174,7 +237,10 @@ mod tests {
         assert!(is_below(own, "2:freezer:/pod1/c\n1:memory:/pod1/c/child\n"));
         assert!(!is_below(own, "2:freezer:/pod1/cc\n1:memory:/pod1/c\n"));
         assert!(!is_below(own, "2:freezer:/pod1/d\n1:memory:/pod1/d\n"));
-        assert!(!is_below("0::/\n", "0::/x\n"), "a container in the root cgroup tells nothing apart");
+        assert!(
+            !is_below("0::/\n", "0::/x\n"),
+            "a container in the root cgroup tells nothing apart"
+        );
     }
 
     #[test]
@@ -192,7 +258,11 @@ mod tests {
         fs::remove_file(&path).unwrap();
         let process = read(Path::new("/proc/self"), std::process::id(), &[]).unwrap();
         assert!(process.memory_bytes > 0);
-        let gone = process.files.iter().find(|file| file.target.ends_with("gone (deleted)")).unwrap();
+        let gone = process
+            .files
+            .iter()
+            .find(|file| file.target.ends_with("gone (deleted)"))
+            .unwrap();
         assert_eq!((gone.size, gone.links, gone.is_regular), (5000, 0, true));
     }
 }

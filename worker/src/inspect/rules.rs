@@ -13,27 +13,48 @@ use super::{
 };
 
 /// Devices that every container has and CRIU opens again by their path.
-const ORDINARY_DEVICES: [&str; 9] =
-    ["/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/tty", "/dev/ptmx", "/dev/pts", "/dev/shm"];
+const ORDINARY_DEVICES: [&str; 9] = [
+    "/dev/null",
+    "/dev/zero",
+    "/dev/full",
+    "/dev/random",
+    "/dev/urandom",
+    "/dev/tty",
+    "/dev/ptmx",
+    "/dev/pts",
+    "/dev/shm",
+];
 
 /// Open files that CRIU can't dump, by how their name in /proc begins.
 const UNDUMPABLE: [(&str, &str, &str); 7] = [
     ("anon_inode:[io_uring]", "IoUring", "io_uring"),
     ("anon_inode:[userfaultfd]", "Userfaultfd", "userfaultfd"),
     ("/secretmem", "SecretMemory", "memfd_secret"),
-    ("anon_inode:[perf_event]", "PerfEvent", "a performance counter"),
+    (
+        "anon_inode:[perf_event]",
+        "PerfEvent",
+        "a performance counter",
+    ),
     ("anon_inode:bpf", "Bpf", "BPF"),
     ("anon_inode:[bpf", "Bpf", "BPF"),
     ("anon_inode:kvm", "Kvm", "a virtual machine"),
 ];
 
 /// Every finding, in the order of the containers.
-pub(super) fn judge(node: &Node, containers: &[Container], pod_ip: &str, ghost_limit_bytes: u64) -> Vec<Finding> {
+pub(super) fn judge(
+    node: &Node,
+    containers: &[Container],
+    pod_ip: &str,
+    ghost_limit_bytes: u64,
+) -> Vec<Finding> {
     let mut findings = Vec::new();
     for container in containers {
         of_container(container, &mut findings);
         let family = family(container.init, &container.processes);
-        let first = container.processes.iter().find(|process| process.pid == container.init);
+        let first = container
+            .processes
+            .iter()
+            .find(|process| process.pid == container.init);
         for process in &container.processes {
             of_process(node, container, process, first, &mut findings);
             if !family.contains(&process.pid) {
@@ -48,7 +69,11 @@ pub(super) fn judge(node: &Node, containers: &[Container], pod_ip: &str, ghost_l
             }
         }
     }
-    if containers.len() > 1 && containers.iter().any(|container| container.sysv_objects > 0) {
+    if containers.len() > 1
+        && containers
+            .iter()
+            .any(|container| container.sysv_objects > 0)
+    {
         findings.push(refuse(
             "SystemVIpc",
             "the pod has several containers and System V IPC objects; they are shared, and only the first restored \
@@ -71,76 +96,180 @@ fn of_container(container: &Container, findings: &mut Vec<Finding>) {
         findings.push(refuse("Terminal", message, "run the pod without tty"));
     }
     if let Some(file) = container.shared_files.first() {
-        let (message, count) = (format!("container {name} has files in /dev/shm ({file}"), container.shared_files.len());
-        let message = format!("{message}{}); they would not move", if count > 1 { " and others" } else { "" });
-        findings.push(refuse("SharedMemoryFiles", message, "let the program use memfd_create or anonymous memory"));
+        let (message, count) = (
+            format!("container {name} has files in /dev/shm ({file}"),
+            container.shared_files.len(),
+        );
+        let message = format!(
+            "{message}{}); they would not move",
+            if count > 1 { " and others" } else { "" }
+        );
+        findings.push(refuse(
+            "SharedMemoryFiles",
+            message,
+            "let the program use memfd_create or anonymous memory",
+        ));
     }
-    let first = container.processes.iter().find(|process| process.pid == container.init);
+    let first = container
+        .processes
+        .iter()
+        .find(|process| process.pid == container.init);
     if first.is_some_and(|process| process.inner_pid > 1) {
-        let message = format!("container {name} shares its process namespace with others of the pod");
-        findings.push(refuse("SharedProcessNamespace", message, "set shareProcessNamespace: false"));
+        let message =
+            format!("container {name} shares its process namespace with others of the pod");
+        findings.push(refuse(
+            "SharedProcessNamespace",
+            message,
+            "set shareProcessNamespace: false",
+        ));
     }
     if container.network.multipath > 0 {
-        let message = format!("{} sockets of the pod use multipath TCP", container.network.multipath);
-        findings.push(refuse("MultipathTcp", message, "for Go programs set the environment variable GODEBUG=multipathtcp=0"));
+        let message = format!(
+            "{} sockets of the pod use multipath TCP",
+            container.network.multipath
+        );
+        findings.push(refuse(
+            "MultipathTcp",
+            message,
+            "for Go programs set the environment variable GODEBUG=multipathtcp=0",
+        ));
     }
 }
 
-fn of_process(node: &Node, container: &Container, process: &Process, first: Option<&Process>, findings: &mut Vec<Finding>) {
+fn of_process(
+    node: &Node,
+    container: &Container,
+    process: &Process,
+    first: Option<&Process>,
+    findings: &mut Vec<Finding>,
+) {
     let who = who(container, process);
     if process.state == 'T' {
         let message = format!("{who} is stopped (SIGSTOP): a dump of it would hang");
-        findings.push(refuse("StoppedProcess", message, "continue it (kill -CONT), or end it"));
+        findings.push(refuse(
+            "StoppedProcess",
+            message,
+            "continue it (kill -CONT), or end it",
+        ));
     }
     if process.tracer != 0 {
         let message = format!("{who} is traced by process {}", process.tracer);
-        findings.push(refuse("TracedProcess", message, "end the debugger or strace"));
+        findings.push(refuse(
+            "TracedProcess",
+            message,
+            "end the debugger or strace",
+        ));
     }
     if !node.may_raise_limits && process.uid != 0 {
-        let message = format!("{who} runs as user {}, and this node lacks CAP_SYS_RESOURCE, without which CRIU can dump only root's processes", process.uid);
-        findings.push(refuse("MissingCapability", message, "give the node CAP_SYS_RESOURCE, or run the container as root"));
+        let message = format!(
+            "{who} runs as user {}, and this node lacks CAP_SYS_RESOURCE, without which CRIU can dump only root's processes",
+            process.uid
+        );
+        findings.push(refuse(
+            "MissingCapability",
+            message,
+            "give the node CAP_SYS_RESOURCE, or run the container as root",
+        ));
     }
     for (kind, namespace) in &process.namespaces {
         let expected = match (*kind, first) {
             ("user", _) => Some(node.user_namespace.as_str()),
-            (_, Some(first)) => first.namespaces.iter().find(|(other, _)| other == kind).map(|(_, name)| name.as_str()),
+            (_, Some(first)) => first
+                .namespaces
+                .iter()
+                .find(|(other, _)| other == kind)
+                .map(|(_, name)| name.as_str()),
             (_, None) => None,
         };
-        if expected.is_some_and(|expected| !expected.is_empty() && !namespace.is_empty() && expected != namespace) {
+        if expected.is_some_and(|expected| {
+            !expected.is_empty() && !namespace.is_empty() && expected != namespace
+        }) {
             let message = format!("{who} is in a {kind} namespace of its own");
-            findings.push(refuse("OwnNamespace", message, "for user namespaces: hostUsers must not be false"));
+            findings.push(refuse(
+                "OwnNamespace",
+                message,
+                "for user namespaces: hostUsers must not be false",
+            ));
         }
     }
     let maps = |prefix: &str| process.mappings.iter().any(|name| name.starts_with(prefix));
     if maps("/secretmem") {
-        findings.push(refuse("SecretMemory", format!("{who} uses memfd_secret"), ""));
+        findings.push(refuse(
+            "SecretMemory",
+            format!("{who} uses memfd_secret"),
+            "",
+        ));
     }
     if maps("/anon_hugepage") || maps("/dev/hugepages") {
         let message = format!("{who} uses huge pages: the target needs as many free ones");
-        findings.push(finding(Severity::Warn, "HugePages", message, "reserve huge pages on the target"));
+        findings.push(finding(
+            Severity::Warn,
+            "HugePages",
+            message,
+            "reserve huge pages on the target",
+        ));
     }
 }
 
-fn of_file(container: &Container, process: &Process, file: &OpenFile, ghost_limit_bytes: u64, findings: &mut Vec<Finding>) {
-    let what = format!("{} has {} open as {}", who(container, process), file.target, file.number);
-    if let Some((_, code, name)) = UNDUMPABLE.iter().find(|(begin, ..)| file.target.starts_with(begin)) {
-        let message = format!("{} uses {name} (file {})", who(container, process), file.number);
-        findings.push(refuse(code, message, "let the program work without it; many have a setting for that"));
+fn of_file(
+    container: &Container,
+    process: &Process,
+    file: &OpenFile,
+    ghost_limit_bytes: u64,
+    findings: &mut Vec<Finding>,
+) {
+    let what = format!(
+        "{} has {} open as {}",
+        who(container, process),
+        file.target,
+        file.number
+    );
+    if let Some((_, code, name)) = UNDUMPABLE
+        .iter()
+        .find(|(begin, ..)| file.target.starts_with(begin))
+    {
+        let message = format!(
+            "{} uses {name} (file {})",
+            who(container, process),
+            file.number
+        );
+        findings.push(refuse(
+            code,
+            message,
+            "let the program work without it; many have a setting for that",
+        ));
         return;
     }
     if file.is_message_queue {
-        findings.push(refuse("MessageQueue", format!("{what}: a POSIX message queue"), ""));
+        findings.push(refuse(
+            "MessageQueue",
+            format!("{what}: a POSIX message queue"),
+            "",
+        ));
         return;
     }
     let is_ordinary = ORDINARY_DEVICES.iter().any(|device| {
-        file.target.strip_prefix(device).is_some_and(|rest| rest.is_empty() || rest.starts_with('/') || rest == " (deleted)")
+        file.target
+            .strip_prefix(device)
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with('/') || rest == " (deleted)")
     });
     if file.target.starts_with("/dev/pts/") && file.number <= 2 {
-        findings.push(refuse("Terminal", format!("{what}: a terminal"), "run the pod without tty and stdin"));
+        findings.push(refuse(
+            "Terminal",
+            format!("{what}: a terminal"),
+            "run the pod without tty and stdin",
+        ));
     } else if file.target.starts_with("/dev/") && !is_ordinary && !file.is_regular {
-        findings.push(refuse("Device", format!("{what}: a device"), "pods that use devices can't move"));
+        findings.push(refuse(
+            "Device",
+            format!("{what}: a device"),
+            "pods that use devices can't move",
+        ));
     }
-    let names_disk = file.is_regular && !["/memfd:", "/dev/", "/SYSV"].iter().any(|name| file.target.starts_with(name));
+    let names_disk = file.is_regular
+        && !["/memfd:", "/dev/", "/SYSV"]
+            .iter()
+            .any(|name| file.target.starts_with(name));
     if names_disk && file.target.ends_with(" (deleted)") {
         of_deleted(&what, file, ghost_limit_bytes, findings);
     }
@@ -161,7 +290,9 @@ fn of_file(container: &Container, process: &Process, file: &OpenFile, ghost_limi
         findings.push(finding(
             Severity::Warn,
             "SqliteRollbackJournal",
-            format!("{what}: sqlite in rollback-journal mode finds its file moved and becomes read-only"),
+            format!(
+                "{what}: sqlite in rollback-journal mode finds its file moved and becomes read-only"
+            ),
             "use sqlite's WAL mode",
         ));
     }
@@ -169,11 +300,20 @@ fn of_file(container: &Container, process: &Process, file: &OpenFile, ghost_limi
 
 fn of_deleted(what: &str, file: &OpenFile, ghost_limit_bytes: u64, findings: &mut Vec<Finding>) {
     if file.links > 0 {
-        let message = format!("{what}, which was deleted while another name or a layer of the image still has it");
+        let message = format!(
+            "{what}, which was deleted while another name or a layer of the image still has it"
+        );
         findings.push(refuse("DeletedFileWithLinks", message, "close the file"));
     } else if file.size > ghost_limit_bytes {
-        let message = format!("{what}, a deleted file of {} bytes; the limit is {ghost_limit_bytes}", file.size);
-        findings.push(refuse("DeletedFileTooLarge", message, "raise ghost-limit in /etc/criu/runc.conf on all nodes"));
+        let message = format!(
+            "{what}, a deleted file of {} bytes; the limit is {ghost_limit_bytes}",
+            file.size
+        );
+        findings.push(refuse(
+            "DeletedFileTooLarge",
+            message,
+            "raise ghost-limit in /etc/criu/runc.conf on all nodes",
+        ));
     }
 }
 
@@ -181,15 +321,27 @@ fn of_network(container: &Container, pod_ip: Option<IpAddr>, findings: &mut Vec<
     let network = &container.network;
     let on_pod_ip = |socket: &&Socket| Some(socket.local.ip()) == pod_ip;
     let open = "listen on 0.0.0.0 or ::, for the pod's address is another one on the target";
-    for socket in network.tcp.iter().filter(|socket| socket.is_listening()).filter(on_pod_ip) {
+    for socket in network
+        .tcp
+        .iter()
+        .filter(|socket| socket.is_listening())
+        .filter(on_pod_ip)
+    {
         let message = format!("the pod listens on its own address {} (TCP)", socket.local);
         findings.push(refuse("ListenerOnPodAddress", message, open));
     }
     for socket in network.udp.iter().filter(on_pod_ip) {
-        let message = format!("the pod has a UDP socket on its own address {}", socket.local);
+        let message = format!(
+            "the pod has a UDP socket on its own address {}",
+            socket.local
+        );
         findings.push(refuse("UdpOnPodAddress", message, open));
     }
-    let connected: Vec<&Socket> = network.tcp.iter().filter(|socket| socket.is_connected()).collect();
+    let connected: Vec<&Socket> = network
+        .tcp
+        .iter()
+        .filter(|socket| socket.is_connected())
+        .collect();
     let inside = connected.iter().filter(|socket| socket.is_inside()).count();
     if let Some(socket) = connected.iter().find(|socket| !socket.is_inside()) {
         let message = format!(
@@ -198,11 +350,23 @@ fn of_network(container: &Container, pod_ip: Option<IpAddr>, findings: &mut Vec<
             socket.local,
             socket.remote
         );
-        findings.push(finding(Severity::Warn, "ConnectionsClose", message, "clients and program must connect again"));
+        findings.push(finding(
+            Severity::Warn,
+            "ConnectionsClose",
+            message,
+            "clients and program must connect again",
+        ));
     }
     if inside > 0 {
-        let message = format!("{inside} ends of TCP connections between processes of the pod will be closed, too");
-        findings.push(finding(Severity::Warn, "InnerConnectionsClose", message, "use unix sockets inside the pod"));
+        let message = format!(
+            "{inside} ends of TCP connections between processes of the pod will be closed, too"
+        );
+        findings.push(finding(
+            Severity::Warn,
+            "InnerConnectionsClose",
+            message,
+            "use unix sockets inside the pod",
+        ));
     }
     if network.udp.iter().any(|socket| socket.received > 0) {
         let message = "datagrams that wait in UDP sockets will be lost".to_owned();
@@ -211,103 +375,13 @@ fn of_network(container: &Container, pod_ip: Option<IpAddr>, findings: &mut Vec<
 }
 
 fn who(container: &Container, process: &Process) -> String {
-    format!("process {} ({}) of container {}", process.inner_pid.max(1), process.name, container.name)
+    format!(
+        "process {} ({}) of container {}",
+        process.inner_pid.max(1),
+        process.name,
+        container.name
+    )
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::inspect::network::Network;
-
-    fn process(pid: u32) -> Process {
-        let namespaces = vec![("user", "user:[1]".to_owned()), ("mnt", "mnt:[2]".to_owned())];
-        Process { pid, inner_pid: pid - 99, parent: 1, name: "p".into(), state: 'S', namespaces, ..Process::default() }
-    }
-
-    fn file(target: &str) -> OpenFile {
-        OpenFile { number: 5, target: target.into(), ..OpenFile::default() }
-    }
-
-    fn codes(process: Process) -> Vec<String> {
-        let container = Container { name: "c".into(), init: 100, processes: vec![process], ..Container::default() };
-        codes_of(&[container])
-    }
-
-    fn codes_of(containers: &[Container]) -> Vec<String> {
-        let node = Node { user_namespace: "user:[1]".into(), may_raise_limits: false };
-        let findings = judge(&node, containers, "10.244.1.2", 1000);
-        findings.into_iter().map(|finding| finding.code).collect()
-    }
-
-    #[test]
-    fn an_ordinary_process_has_no_findings() {
-        let mut ordinary = process(100);
-        ordinary.files = ["/dev/null", "pipe:[5]", "anon_inode:[eventpoll]", "socket:[6]", "/app/x", "/dev/pts/0"].map(file).to_vec();
-        ordinary.files.push(OpenFile { is_regular: true, size: 5000, ..file("/memfd:heap (deleted)") });
-        ordinary.files.push(OpenFile { is_regular: true, size: 900, ..file("/tmp/small (deleted)") });
-        assert_eq!(codes(ordinary), Vec::<String>::new());
-    }
-
-    #[test]
-    fn every_open_file_that_cannot_be_carried_is_refused() {
-        let disk = |target: &str| OpenFile { is_regular: true, ..file(target) };
-        let cases = [
-            (file("anon_inode:[io_uring]"), "IoUring"),
-            (file("anon_inode:[userfaultfd]"), "Userfaultfd"),
-            (file("/secretmem (deleted)"), "SecretMemory"),
-            (OpenFile { is_message_queue: true, ..file("/queue") }, "MessageQueue"),
-            (file("/dev/fuse"), "Device"),
-            (OpenFile { number: 0, ..file("/dev/pts/3") }, "Terminal"),
-            (OpenFile { size: 1001, ..disk("/tmp/x (deleted)") }, "DeletedFileTooLarge"),
-            (OpenFile { links: 1, ..disk("/tmp/x (deleted)") }, "DeletedFileWithLinks"),
-            (OpenFile { volume: Some("configmap".into()), ..disk("/etc/c/..2026/x") }, "VolumeFileOpen"),
-            (OpenFile { volume: Some("empty-dir".into()), ..disk("/cache/x") }, "VolumeFileOpen"),
-            (disk("/data/a.db-journal"), "SqliteRollbackJournal"),
-        ];
-        for (file, code) in cases {
-            let target = file.target.clone();
-            assert_eq!(codes(Process { files: vec![file], ..process(100) }), [code], "{target}");
-        }
-    }
-
-    #[test]
-    fn every_state_of_a_process_that_cannot_be_carried_is_refused() {
-        let own = |kind| vec![("user", "user:[1]".to_owned()), (kind, "x:[9]".to_owned())];
-        assert_eq!(codes(Process { state: 'T', ..process(100) }), ["StoppedProcess"]);
-        assert_eq!(codes(Process { tracer: 7, ..process(100) }), ["TracedProcess"]);
-        assert_eq!(codes(Process { uid: 1000, ..process(100) }), ["MissingCapability"]);
-        assert_eq!(codes(Process { namespaces: own("user"), ..process(100) }), ["OwnNamespace"]);
-        assert_eq!(codes(Process { mappings: vec!["/secretmem".into()], ..process(100) }), ["SecretMemory"]);
-        assert_eq!(codes(Process { inner_pid: 8, ..process(100) }), ["SharedProcessNamespace"]);
-    }
-
-    #[test]
-    fn a_process_outside_of_the_familys_tree_is_an_exec_session() {
-        let child = Process { parent: 100, inner_pid: 2, ..process(101) };
-        let stranger = Process { parent: 50, inner_pid: 3, ..process(102) };
-        let grandchild = Process { parent: 101, inner_pid: 4, ..process(103) };
-        let processes = vec![grandchild, process(100), child, stranger];
-        let container = Container { name: "c".into(), init: 100, processes, ..Container::default() };
-        assert_eq!(codes_of(&[container]), ["ExecSession"]);
-    }
-
-    #[test]
-    fn sockets_on_the_pods_own_address_are_refused_and_connections_are_told() {
-        let line = |local: &str, remote: &str, state: &str| {
-            format!("0: {local} {remote} {state} 00000000:00000001 00:00000000 00000000 0 0 7 1 0\n")
-        };
-        let any = "00000000:0000";
-        let tcp = line("0201F40A:1F90", any, "0A") + &line("00000000:1F91", any, "0A") + &line("0201F40A:1F91", "0101F40A:C001", "01");
-        let network = Network::parse(&tcp, "", &line("0201F40A:0035", any, "07"), "");
-        let container = Container { name: "c".into(), network, ..Container::default() };
-        let expected = ["ListenerOnPodAddress", "UdpOnPodAddress", "ConnectionsClose", "DatagramsLost"];
-        assert_eq!(codes_of(&[container]), expected);
-    }
-
-    #[test]
-    fn system_v_objects_are_refused_only_where_containers_share_them() {
-        let one = Container { name: "a".into(), sysv_objects: 1, ..Container::default() };
-        assert!(codes_of(&[one.clone()]).is_empty());
-        assert_eq!(codes_of(&[one.clone(), one]), ["SystemVIpc"]);
-    }
-}
+mod tests;

@@ -24,7 +24,11 @@ const QUEUE_MAX: usize = 64;
 const RESERVE_BYTES: usize = 256 << 10;
 
 enum Request {
-    Append(Vec<Entry>, Urgency, oneshot::Sender<Result<(), JournalError>>),
+    Append(
+        Vec<Entry>,
+        Urgency,
+        oneshot::Sender<Result<(), JournalError>>,
+    ),
     Recall(oneshot::Sender<Memory>),
 }
 
@@ -55,26 +59,38 @@ impl Journal {
                 while let Some(request) = queue.blocking_recv() {
                     match request {
                         // An asker that went away does not take back what was written.
-                        Request::Append(entries, urgency, reply) => drop(reply.send(file.append(entries, urgency))),
+                        Request::Append(entries, urgency, reply) => {
+                            drop(reply.send(file.append(entries, urgency)))
+                        }
                         Request::Recall(reply) => drop(reply.send(file.memory.clone())),
                     }
                 }
             })
-            .map_err(|source| JournalError::Io { doing: "start the thread of", path, source })?;
+            .map_err(|source| JournalError::Io {
+                doing: "start the thread of",
+                path,
+                source,
+            })?;
         Ok(Self { requests })
     }
 
     /// Writes and syncs these lines; once this returns they are remembered.
     pub async fn append(&self, entries: Vec<Entry>, urgency: Urgency) -> Result<(), JournalError> {
         let (reply, answer) = oneshot::channel();
-        self.requests.send(Request::Append(entries, urgency, reply)).await.map_err(|_| JournalError::Closed)?;
+        self.requests
+            .send(Request::Append(entries, urgency, reply))
+            .await
+            .map_err(|_| JournalError::Closed)?;
         answer.await.map_err(|_| JournalError::Closed)?
     }
 
     /// Everything remembered, as of now.
     pub async fn recall(&self) -> Result<Memory, JournalError> {
         let (reply, answer) = oneshot::channel();
-        self.requests.send(Request::Recall(reply)).await.map_err(|_| JournalError::Closed)?;
+        self.requests
+            .send(Request::Recall(reply))
+            .await
+            .map_err(|_| JournalError::Closed)?;
         answer.await.map_err(|_| JournalError::Closed)
     }
 }
@@ -98,12 +114,26 @@ impl JournalFile {
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes).map_err(io("read", &path))?;
         let (memory, whole) = replay(&bytes, &path)?;
-        file.set_len(whole as u64).map_err(io("cut the torn end of", &path))?;
+        file.set_len(whole as u64)
+            .map_err(io("cut the torn end of", &path))?;
         let length = whole as u64;
-        let mut journal = Self { path, file, memory, length, compact_at: COMPACT_BYTES_MIN, unclear: false };
+        let mut journal = Self {
+            path,
+            file,
+            memory,
+            length,
+            compact_at: COMPACT_BYTES_MIN,
+            unclear: false,
+        };
         if journal.memory.journal_id.is_empty() {
             let journal_id = fresh_id().map_err(io("make an identity for", &journal.path))?;
-            journal.append(vec![Entry::Created { format: FORMAT, journal_id }], Urgency::Ordinary)?;
+            journal.append(
+                vec![Entry::Created {
+                    format: FORMAT,
+                    journal_id,
+                }],
+                Urgency::Ordinary,
+            )?;
         }
         journal.set_reserve_aside();
         // The name of the file must survive a crash as its lines do.
@@ -115,7 +145,8 @@ impl JournalFile {
         let lines: String = entries.iter().map(line).collect();
         match self.write(&lines) {
             Err(JournalError::Io { source, .. })
-                if source.kind() == std::io::ErrorKind::StorageFull && urgency == Urgency::EndsAHold =>
+                if source.kind() == std::io::ErrorKind::StorageFull
+                    && urgency == Urgency::EndsAHold =>
             {
                 // Without a reserve there is nothing to free, and the second attempt says so.
                 let _not_there = fs::remove_file(self.reserve());
@@ -124,7 +155,9 @@ impl JournalFile {
             other => other?,
         }
         self.length += lines.len() as u64;
-        entries.into_iter().for_each(|entry| self.memory.apply(entry));
+        entries
+            .into_iter()
+            .for_each(|entry| self.memory.apply(entry));
         if self.length > self.compact_at {
             self.compact();
         }
@@ -133,14 +166,26 @@ impl JournalFile {
 
     fn write(&mut self, lines: &str) -> Result<(), JournalError> {
         if self.unclear {
-            return Err(JournalError::Unclear { path: self.path.clone() });
+            return Err(JournalError::Unclear {
+                path: self.path.clone(),
+            });
         }
-        self.file.write_all(lines.as_bytes()).and_then(|()| self.file.sync_data()).map_err(|source| {
-            // Whatever part got there must go, or the next line would stand behind half a one.
-            let taken_back = self.file.set_len(self.length).and_then(|()| self.file.sync_data());
-            self.unclear = taken_back.is_err();
-            JournalError::Io { doing: "write to", path: self.path.clone(), source }
-        })
+        self.file
+            .write_all(lines.as_bytes())
+            .and_then(|()| self.file.sync_data())
+            .map_err(|source| {
+                // Whatever part got there must go, or the next line would stand behind half a one.
+                let taken_back = self
+                    .file
+                    .set_len(self.length)
+                    .and_then(|()| self.file.sync_data());
+                self.unclear = taken_back.is_err();
+                JournalError::Io {
+                    doing: "write to",
+                    path: self.path.clone(),
+                    source,
+                }
+            })
     }
 
     fn reserve(&self) -> PathBuf {
@@ -149,7 +194,8 @@ impl JournalFile {
 
     /// Made at every start; a disk that is full already has none to give.
     fn set_reserve_aside(&self) {
-        let is_there = fs::metadata(self.reserve()).is_ok_and(|reserve| reserve.len() == RESERVE_BYTES as u64);
+        let is_there =
+            fs::metadata(self.reserve()).is_ok_and(|reserve| reserve.len() == RESERVE_BYTES as u64);
         if is_there {
             return;
         }
@@ -196,7 +242,8 @@ impl JournalFile {
 }
 
 fn line(entry: &Entry) -> String {
-    let json = serde_json::to_string(entry).expect("entries have string keys and no floats, so they always encode");
+    let json = serde_json::to_string(entry)
+        .expect("entries have string keys and no floats, so they always encode");
     format!("{} {json}\n", checksum(json.as_bytes()))
 }
 
@@ -211,12 +258,24 @@ fn replay(bytes: &[u8], path: &Path) -> Result<(Memory, usize), JournalError> {
     for (number, text) in bytes.split_inclusive(|&byte| byte == b'\n').enumerate() {
         let is_last = whole + text.len() == bytes.len();
         match parse(text) {
-            Some(Entry::Created { format, journal_id: _ }) if format > FORMAT => {
-                return Err(JournalError::NewerFormat { path: path.to_owned(), format, known: FORMAT });
+            Some(Entry::Created {
+                format,
+                journal_id: _,
+            }) if format > FORMAT => {
+                return Err(JournalError::NewerFormat {
+                    path: path.to_owned(),
+                    format,
+                    known: FORMAT,
+                });
             }
             Some(entry) => memory.apply(entry),
             None if is_last => break,
-            None => return Err(JournalError::Damaged { path: path.to_owned(), line: number + 1 }),
+            None => {
+                return Err(JournalError::Damaged {
+                    path: path.to_owned(),
+                    line: number + 1,
+                });
+            }
         }
         whole += text.len();
     }
@@ -236,140 +295,28 @@ fn fresh_id() -> std::io::Result<String> {
 }
 
 fn open_to_append(path: &Path) -> Result<File, JournalError> {
-    OpenOptions::new().read(true).append(true).create(true).open(path).map_err(io("open", path))
+    OpenOptions::new()
+        .read(true)
+        .append(true)
+        .create(true)
+        .open(path)
+        .map_err(io("open", path))
 }
 
 fn sync_folder(folder: &Path, path: &Path) -> Result<(), JournalError> {
-    File::open(folder).and_then(|folder| folder.sync_all()).map_err(io("sync the folder of", path))
+    File::open(folder)
+        .and_then(|folder| folder.sync_all())
+        .map_err(io("sync the folder of", path))
 }
 
 fn io(doing: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> JournalError {
     let path = path.to_owned();
-    move |source| JournalError::Io { doing, path, source }
+    move |source| JournalError::Io {
+        doing,
+        path,
+        source,
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use std::collections::BTreeSet;
-
-    use super::*;
-    use crate::journal::{Archive, HoldFacts, StepKey, StepKind};
-
-    fn key(revision: u64) -> StepKey {
-        StepKey { migration: "m".into(), revision, kind: StepKind::Hold }
-    }
-
-    fn story() -> Vec<Entry> {
-        let facts = HoldFacts {
-            revision: 7,
-            pod_uid: "u".into(),
-            paused_unix_ns: 1,
-            boot_id: "b".into(),
-            containers: BTreeSet::from(["c1".to_owned()]),
-            dumping: BTreeSet::new(),
-            cgroup: None,
-        };
-        let archive = Archive { container: "c".into(), container_id: "c1".into(), path: "/a.tar".into() };
-        vec![
-            Entry::Registered { revision: 3 },
-            Entry::Seen { migration: "m".into(), revision: 7 },
-            Entry::Begun(key(7)),
-            Entry::Pausing { migration: "m".into(), facts },
-            Entry::Dumping { migration: "m".into(), container_id: "c1".into() },
-            Entry::Archived { migration: "m".into(), archive },
-            Entry::Freezing { migration: "m".into(), cgroup: "/pod".into() },
-            Entry::Finished { step: key(7), report: "00".into() },
-        ]
-    }
-
-    fn told(folder: &Path) -> Vec<u8> {
-        let mut journal = JournalFile::open(folder).unwrap();
-        for entry in story() {
-            journal.append(vec![entry], Urgency::Ordinary).unwrap();
-        }
-        fs::read(folder.join("journal")).unwrap()
-    }
-
-    #[test]
-    fn a_journal_cut_at_any_byte_remembers_exactly_its_whole_lines() {
-        let folder = tempfile::tempdir().unwrap();
-        let bytes = told(folder.path());
-        for cut in 0..=bytes.len() {
-            let (memory, whole) = replay(&bytes[..cut], Path::new("journal")).unwrap();
-            let lines = bytes[..cut].iter().filter(|&&byte| byte == b'\n').count();
-            let (expected, _) = replay(&bytes[..whole], Path::new("journal")).unwrap();
-            assert_eq!(memory, expected);
-            assert_eq!(bytes[..whole].iter().filter(|&&byte| byte == b'\n').count(), lines, "cut at {cut}");
-        }
-    }
-
-    #[test]
-    fn a_torn_journal_can_be_opened_and_written_to_again() {
-        let folder = tempfile::tempdir().unwrap();
-        let bytes = told(folder.path());
-        fs::write(folder.path().join("journal"), &bytes[..bytes.len() - 5]).unwrap();
-        let mut journal = JournalFile::open(folder.path()).unwrap();
-        assert!(journal.memory.migration("m").begun.contains(&(7, StepKind::Hold)));
-        journal.append(vec![Entry::Finished { step: key(7), report: "01".into() }], Urgency::Ordinary).unwrap();
-        let again = JournalFile::open(folder.path()).unwrap();
-        assert_eq!(again.memory, journal.memory);
-        assert_eq!(again.memory.migration("m").finished[&(7, StepKind::Hold)], "01");
-    }
-
-    #[test]
-    fn a_damaged_line_with_good_ones_after_it_is_refused_with_its_number() {
-        let folder = tempfile::tempdir().unwrap();
-        let mut bytes = told(folder.path());
-        let second = bytes.iter().position(|&byte| byte == b'\n').unwrap() + 20;
-        bytes[second] ^= 1;
-        let refusal = replay(&bytes, Path::new("journal")).unwrap_err();
-        assert!(matches!(refusal, JournalError::Damaged { line: 2, .. }), "{refusal}");
-    }
-
-    #[test]
-    fn a_new_journal_has_an_identity_of_its_own_and_keeps_it() {
-        let (one, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        let first = JournalFile::open(one.path()).unwrap().memory.journal_id;
-        assert_eq!(JournalFile::open(one.path()).unwrap().memory.journal_id, first);
-        assert_ne!(JournalFile::open(two.path()).unwrap().memory.journal_id, first);
-    }
-
-    #[test]
-    fn compaction_changes_the_file_and_not_the_memory() {
-        let folder = tempfile::tempdir().unwrap();
-        told(folder.path());
-        let mut journal = JournalFile::open(folder.path()).unwrap();
-        for _ in 0..100 {
-            journal.append(vec![Entry::Seen { migration: "m".into(), revision: 7 }], Urgency::Ordinary).unwrap();
-        }
-        let (before, length) = (journal.memory.clone(), journal.length);
-        journal.rewrite().unwrap();
-        assert_eq!(journal.memory, before);
-        assert!(journal.length < length / 2);
-        journal.append(vec![Entry::HoldEnded { migration: "m".into() }], Urgency::Ordinary).unwrap();
-        assert_eq!(JournalFile::open(folder.path()).unwrap().memory, journal.memory);
-    }
-
-    #[test]
-    fn a_full_disk_fails_the_append_and_changes_nothing() {
-        let folder = tempfile::tempdir().unwrap();
-        let mut journal = JournalFile::open(folder.path()).unwrap();
-        let before = journal.memory.clone();
-        journal.file = OpenOptions::new().append(true).open("/dev/full").unwrap();
-        let error = journal.append(story(), Urgency::Ordinary).unwrap_err();
-        assert!(matches!(&error, JournalError::Io { source, .. } if source.raw_os_error() == Some(28)), "{error:?}");
-        assert_eq!(journal.memory, before);
-        assert!(journal.unclear, "/dev/full can't be cut back, so nothing more may be written");
-        assert!(matches!(journal.append(story(), Urgency::Ordinary), Err(JournalError::Unclear { .. })));
-    }
-
-    #[tokio::test]
-    async fn the_door_remembers_across_its_thread() {
-        let folder = tempfile::tempdir().unwrap();
-        let journal = Journal::open(folder.path()).unwrap();
-        journal.append(story(), Urgency::Ordinary).await.unwrap();
-        let memory = journal.recall().await.unwrap();
-        assert_eq!(memory.registered, 3);
-        assert_eq!(memory.holds()["m"].cgroup.as_deref(), Some(Path::new("/pod")));
-    }
-}
+mod tests;

@@ -76,28 +76,53 @@ impl Memory {
     /// Takes one line in.
     pub fn apply(&mut self, entry: Entry) {
         match entry {
-            Entry::Created { format: _, journal_id } => self.journal_id = journal_id,
+            Entry::Created {
+                format: _,
+                journal_id,
+            } => self.journal_id = journal_id,
             Entry::Registered { revision } => self.registered = self.registered.max(revision),
-            Entry::Seen { migration, revision } => self.seen(migration, revision),
-            Entry::Forgot { up_to_revision } => self.forgot_up_to = self.forgot_up_to.max(up_to_revision),
-            Entry::Begun(StepKey { migration, revision, kind }) => {
+            Entry::Seen {
+                migration,
+                revision,
+            } => self.seen(migration, revision),
+            Entry::Forgot { up_to_revision } => {
+                self.forgot_up_to = self.forgot_up_to.max(up_to_revision)
+            }
+            Entry::Begun(StepKey {
+                migration,
+                revision,
+                kind,
+            }) => {
                 self.seen(migration.clone(), revision);
                 self.entry(migration).begun.insert((revision, kind));
             }
-            Entry::Finished { step: StepKey { migration, revision, kind }, report } => {
+            Entry::Finished {
+                step:
+                    StepKey {
+                        migration,
+                        revision,
+                        kind,
+                    },
+                report,
+            } => {
                 let known = self.entry(migration);
                 known.begun.remove(&(revision, kind));
                 known.finished.insert((revision, kind), report);
             }
             Entry::Pausing { migration, facts } => self.entry(migration).hold = Some(facts),
-            Entry::Dumping { migration, container_id } => {
+            Entry::Dumping {
+                migration,
+                container_id,
+            } => {
                 if let Some(hold) = &mut self.entry(migration).hold {
                     hold.dumping.insert(container_id);
                 }
             }
             Entry::Archived { migration, archive } => {
                 let known = self.entry(migration);
-                known.archives.retain(|other| other.container != archive.container);
+                known
+                    .archives
+                    .retain(|other| other.container != archive.container);
                 known.archives.push(archive);
             }
             Entry::Freezing { migration, cgroup } => {
@@ -127,22 +152,45 @@ impl Memory {
 
     /// Pods that this worker paused and neither released nor destroyed.
     pub fn holds(&self) -> BTreeMap<String, HoldFacts> {
-        self.migrations.iter().filter_map(|(id, known)| Some((id.clone(), known.hold.clone()?))).collect()
+        self.migrations
+            .iter()
+            .filter_map(|(id, known)| Some((id.clone(), known.hold.clone()?)))
+            .collect()
     }
 
     /// The fewest lines that add up to this memory again, the oldest migrations left out when there are too many.
     pub fn condense(&self, format: u32) -> Vec<Entry> {
-        let Self { journal_id, registered, forgot_up_to, migrations } = self;
-        let mut entries = vec![Entry::Created { format, journal_id: journal_id.clone() }];
+        let Self {
+            journal_id,
+            registered,
+            forgot_up_to,
+            migrations,
+        } = self;
+        let mut entries = vec![Entry::Created {
+            format,
+            journal_id: journal_id.clone(),
+        }];
         if *registered > 0 {
-            entries.push(Entry::Registered { revision: *registered });
+            entries.push(Entry::Registered {
+                revision: *registered,
+            });
         }
         let dropped = self.too_many();
-        let forgotten = dropped.iter().map(|id| migrations[*id].highest).max().unwrap_or(0).max(*forgot_up_to);
+        let forgotten = dropped
+            .iter()
+            .map(|id| migrations[*id].highest)
+            .max()
+            .unwrap_or(0)
+            .max(*forgot_up_to);
         if forgotten > 0 {
-            entries.push(Entry::Forgot { up_to_revision: forgotten });
+            entries.push(Entry::Forgot {
+                up_to_revision: forgotten,
+            });
         }
-        for (id, known) in migrations.iter().filter(|(id, _)| !dropped.contains(id.as_str())) {
+        for (id, known) in migrations
+            .iter()
+            .filter(|(id, _)| !dropped.contains(id.as_str()))
+        {
             condense_migration(id, known, &mut entries);
         }
         entries
@@ -154,7 +202,9 @@ impl Memory {
         let mut idle: Vec<_> = self
             .migrations
             .iter()
-            .filter(|(_, known)| known.hold.is_none() && known.archives.is_empty() && known.begun.is_empty())
+            .filter(|(_, known)| {
+                known.hold.is_none() && known.archives.is_empty() && known.begun.is_empty()
+            })
             .map(|(id, known)| (known.highest, id.as_str()))
             .collect();
         idle.sort_unstable();
@@ -172,16 +222,36 @@ impl Memory {
 }
 
 fn condense_migration(id: &str, known: &Migration, entries: &mut Vec<Entry>) {
-    let Migration { highest, begun, finished, hold, archives } = known;
+    let Migration {
+        highest,
+        begun,
+        finished,
+        hold,
+        archives,
+    } = known;
     let migration = || id.to_owned();
-    let key = |&(revision, kind): &(u64, StepKind)| StepKey { migration: migration(), revision, kind };
-    entries.push(Entry::Seen { migration: migration(), revision: *highest });
+    let key = |&(revision, kind): &(u64, StepKind)| StepKey {
+        migration: migration(),
+        revision,
+        kind,
+    };
+    entries.push(Entry::Seen {
+        migration: migration(),
+        revision: *highest,
+    });
     entries.extend(begun.iter().map(|step| Entry::Begun(key(step))));
-    entries.extend(
-        finished.iter().map(|(step, report)| Entry::Finished { step: key(step), report: report.clone() }),
-    );
-    entries.extend(hold.iter().map(|facts| Entry::Pausing { migration: migration(), facts: facts.clone() }));
-    entries.extend(archives.iter().map(|archive| Entry::Archived { migration: migration(), archive: archive.clone() }));
+    entries.extend(finished.iter().map(|(step, report)| Entry::Finished {
+        step: key(step),
+        report: report.clone(),
+    }));
+    entries.extend(hold.iter().map(|facts| Entry::Pausing {
+        migration: migration(),
+        facts: facts.clone(),
+    }));
+    entries.extend(archives.iter().map(|archive| Entry::Archived {
+        migration: migration(),
+        archive: archive.clone(),
+    }));
 }
 
 #[cfg(test)]
@@ -189,7 +259,10 @@ mod tests {
     use super::*;
 
     fn seen(migration: &str, revision: u64) -> Entry {
-        Entry::Seen { migration: migration.into(), revision }
+        Entry::Seen {
+            migration: migration.into(),
+            revision,
+        }
     }
 
     #[test]
@@ -211,17 +284,31 @@ mod tests {
 
     #[test]
     fn condensing_forgets_the_oldest_idle_migrations_and_refuses_them_from_then_on() {
-        let mut memory = Memory { journal_id: "j".into(), ..Memory::default() };
+        let mut memory = Memory {
+            journal_id: "j".into(),
+            ..Memory::default()
+        };
         for number in 1..=MIGRATIONS_MAX as u64 + 2 {
             memory.apply(seen(&format!("m{number}"), number));
         }
         memory.apply(Entry::Archived {
             migration: "m1".into(),
-            archive: Archive { container: "c".into(), container_id: "i".into(), path: "/a".into() },
+            archive: Archive {
+                container: "c".into(),
+                container_id: "i".into(),
+                path: "/a".into(),
+            },
         });
         let mut again = Memory::default();
-        memory.condense(1).into_iter().for_each(|entry| again.apply(entry));
-        assert_eq!(again.migration("m1").archives.len(), 1, "what holds something is never forgotten");
+        memory
+            .condense(1)
+            .into_iter()
+            .for_each(|entry| again.apply(entry));
+        assert_eq!(
+            again.migration("m1").archives.len(),
+            1,
+            "what holds something is never forgotten"
+        );
         assert_eq!(again.migration("m2"), Migration::default());
         assert!(again.is_stale("m2", 2) && again.is_stale("m3", 3));
         assert!(!again.is_stale("new", 4));

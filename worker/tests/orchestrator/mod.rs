@@ -3,7 +3,8 @@
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use proto::worker::{
-    Answer, FromWorker, Hello, Inventory, Question, StepReport, StepRequest, ToWorker, Welcome, from_worker,
+    Answer, FromWorker, Hello, Inventory, Question, StepReport, StepRequest, ToWorker, Welcome,
+    from_worker,
     orchestrator_server::{Orchestrator, OrchestratorServer},
     question, step_request, to_worker,
 };
@@ -31,8 +32,15 @@ struct Service {
 impl Orchestrator for Service {
     type AttachStream = ReceiverStream<Result<ToWorker, Status>>;
 
-    async fn attach(&self, request: Request<Streaming<FromWorker>>) -> Result<Response<Self::AttachStream>, Status> {
-        if request.metadata().get("authorization").is_none_or(|token| token != "Bearer the-token") {
+    async fn attach(
+        &self,
+        request: Request<Streaming<FromWorker>>,
+    ) -> Result<Response<Self::AttachStream>, Status> {
+        if request
+            .metadata()
+            .get("authorization")
+            .is_none_or(|token| token != "Bearer the-token")
+        {
             return Err(Status::unauthenticated("the token is not the one"));
         }
         let (out, messages) = mpsc::channel(16);
@@ -42,8 +50,14 @@ impl Orchestrator for Service {
             while let Ok(Some(message)) = inbound.message().await {
                 let Some(kind) = message.kind else { continue };
                 if let from_worker::Kind::Hello(_) = &kind {
-                    let welcome = to_worker::Kind::Welcome(Welcome { registered_revision: 10 });
-                    let _gone = out.send(Ok(ToWorker { kind: Some(welcome) })).await;
+                    let welcome = to_worker::Kind::Welcome(Welcome {
+                        registered_revision: 10,
+                    });
+                    let _gone = out
+                        .send(Ok(ToWorker {
+                            kind: Some(welcome),
+                        }))
+                        .await;
                     *line.lock().await = Some(out.clone());
                 }
                 let _gone = heard.send(kind).await;
@@ -57,27 +71,55 @@ impl Desk {
     pub async fn open() -> Self {
         let (sender, heard) = mpsc::channel(1024);
         let line = Arc::new(Mutex::new(None));
-        let service = Service { heard: sender, line: line.clone() };
+        let service = Service {
+            heard: sender,
+            line: line.clone(),
+        };
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener);
-        let server = tonic::transport::Server::builder().add_service(OrchestratorServer::new(service));
+        let server =
+            tonic::transport::Server::builder().add_service(OrchestratorServer::new(service));
         tokio::spawn(server.serve_with_incoming(incoming));
-        Self { address, heard, line, call: 0 }
+        Self {
+            address,
+            heard,
+            line,
+            call: 0,
+        }
     }
 
     pub async fn hello(&mut self) -> Hello {
-        self.wait(|kind| if let from_worker::Kind::Hello(hello) = kind { Some(hello) } else { None }).await
+        self.wait(|kind| {
+            if let from_worker::Kind::Hello(hello) = kind {
+                Some(hello)
+            } else {
+                None
+            }
+        })
+        .await
     }
 
     pub async fn inventory(&mut self) -> Inventory {
-        self.wait(|kind| if let from_worker::Kind::Inventory(inventory) = kind { Some(inventory) } else { None }).await
+        self.wait(|kind| {
+            if let from_worker::Kind::Inventory(inventory) = kind {
+                Some(inventory)
+            } else {
+                None
+            }
+        })
+        .await
     }
 
     /// Asks for a step; the number of the call.
     pub async fn ask(&mut self, migration: &str, revision: u64, kind: step_request::Kind) -> u64 {
         self.call += 1;
-        let request = StepRequest { call: self.call, migration_id: migration.to_owned(), revision, kind: Some(kind) };
+        let request = StepRequest {
+            call: self.call,
+            migration_id: migration.to_owned(),
+            revision,
+            kind: Some(kind),
+        };
         self.say(to_worker::Kind::Step(request)).await;
         self.call
     }
@@ -90,7 +132,12 @@ impl Desk {
         .await
     }
 
-    pub async fn step(&mut self, migration: &str, revision: u64, kind: step_request::Kind) -> StepReport {
+    pub async fn step(
+        &mut self,
+        migration: &str,
+        revision: u64,
+        kind: step_request::Kind,
+    ) -> StepReport {
         let call = self.ask(migration, revision, kind).await;
         self.report(call).await
     }
@@ -98,7 +145,11 @@ impl Desk {
     pub async fn question(&mut self, kind: question::Kind) -> Answer {
         self.call += 1;
         let call = self.call;
-        self.say(to_worker::Kind::Question(Question { call, kind: Some(kind) })).await;
+        self.say(to_worker::Kind::Question(Question {
+            call,
+            kind: Some(kind),
+        }))
+        .await;
         self.wait(|kind| match kind {
             from_worker::Kind::Answer(answer) if answer.call == call => Some(answer),
             _ => None,
@@ -114,14 +165,23 @@ impl Desk {
     }
 
     async fn say(&self, kind: to_worker::Kind) {
-        let line = self.line.lock().await.clone().expect("a worker said hello before it is asked");
+        let line = self
+            .line
+            .lock()
+            .await
+            .clone()
+            .expect("a worker said hello before it is asked");
         line.send(Ok(ToWorker { kind: Some(kind) })).await.unwrap();
     }
 
     async fn wait<T>(&mut self, want: impl Fn(from_worker::Kind) -> Option<T>) -> T {
         tokio::time::timeout(PATIENCE, async {
             loop {
-                let kind = self.heard.recv().await.expect("the server lives as long as the test");
+                let kind = self
+                    .heard
+                    .recv()
+                    .await
+                    .expect("the server lives as long as the test");
                 if let Some(found) = want(kind) {
                     return found;
                 }

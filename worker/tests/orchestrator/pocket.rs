@@ -10,8 +10,8 @@ use std::{
 };
 
 use proto::worker::{
-    Deliver, Delivered, Disarm, ExportImages, ExportedImages, HasImages, ImportImages, Span, Tidy, Verified, Verify,
-    Withdraw,
+    Deliver, Delivered, Disarm, ExportImages, ExportedImages, HasImages, ImportImages, Span, Tidy,
+    Verified, Verify, Withdraw,
 };
 use worker::data::{Data, DataError, ProgressFn, Saved};
 
@@ -32,10 +32,15 @@ impl Data for Pocket {
         archives: &[(String, PathBuf)],
         _progress: &ProgressFn,
     ) -> Result<Saved, DataError> {
-        let mut saved = Saved { manifest_key: format!("{prefix}manifest"), ..Saved::default() };
+        let mut saved = Saved {
+            manifest_key: format!("{prefix}manifest"),
+            ..Saved::default()
+        };
         for (container, path) in archives {
             let target = self.folder.join(format!("{container}.tar"));
-            saved.raw_bytes += tokio::fs::copy(path, target).await.map_err(|error| DataError(error.to_string()))?;
+            saved.raw_bytes += tokio::fs::copy(path, target)
+                .await
+                .map_err(|error| DataError(error.to_string()))?;
         }
         Ok(saved)
     }
@@ -73,11 +78,21 @@ impl Data for Pocket {
         Ok(Vec::new())
     }
 
-    async fn export_images(&self, _: &str, _: &ExportImages, _: &ProgressFn) -> Result<ExportedImages, DataError> {
+    async fn export_images(
+        &self,
+        _: &str,
+        _: &ExportImages,
+        _: &ProgressFn,
+    ) -> Result<ExportedImages, DataError> {
         Ok(ExportedImages::default())
     }
 
-    async fn import_images(&self, _: &str, _: &ImportImages, _: &ProgressFn) -> Result<(), DataError> {
+    async fn import_images(
+        &self,
+        _: &str,
+        _: &ImportImages,
+        _: &ProgressFn,
+    ) -> Result<(), DataError> {
         Ok(())
     }
 }

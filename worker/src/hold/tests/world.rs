@@ -1,0 +1,258 @@
+//! The runtime, the kubelet and the data path of the hold's tests: they do what they are asked and keep a log of it.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    fs,
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use proto::{
+    containerd::{
+        containers::{self, containers_server},
+        tasks::{self, tasks_server},
+    },
+    worker::{
+        Deliver, Delivered, Disarm, ExportImages, ExportedImages, HasImages, ImportImages, Span,
+        Tidy, Verified, Verify, Withdraw,
+    },
+};
+use tonic::{Request, Response, Status};
+
+use super::{IDS, UID};
+use crate::{
+    checkpoint::{CheckpointError, Checkpointer, Subject},
+    data::{Data, DataError, ProgressFn, Saved},
+};
+
+/// What the runtime of the test knows, and what was done to it in which order.
+#[derive(Default)]
+pub(super) struct World {
+    pub states: BTreeMap<String, tasks::Status>,
+    pub log: Vec<String>,
+    /// This container is resumed by somebody while it is dumped.
+    pub meddle_with: Option<String>,
+    /// Dumps take this long.
+    pub dump: Duration,
+    /// Archives say that they are of this container.
+    pub archives_claim: Option<String>,
+    pub folder: PathBuf,
+}
+
+#[derive(Clone, Default)]
+pub(super) struct Shared(Arc<Mutex<World>>);
+
+impl Shared {
+    pub fn world(&self) -> MutexGuard<'_, World> {
+        self.0.lock().unwrap()
+    }
+
+    pub fn freezer(&self) -> String {
+        fs::read_to_string(
+            self.world()
+                .folder
+                .join(format!("freezer/kubepods/pod{UID}/freezer.state")),
+        )
+        .unwrap()
+        .trim()
+        .into()
+    }
+}
+
+#[async_trait]
+impl tasks_server::Tasks for Shared {
+    async fn get(
+        &self,
+        request: Request<tasks::GetRequest>,
+    ) -> Result<Response<tasks::GetResponse>, Status> {
+        assert_eq!(
+            request.metadata().get("containerd-namespace").unwrap(),
+            "k8s.io"
+        );
+        let id = request.into_inner().container_id;
+        let world = self.world();
+        let status = world
+            .states
+            .get(&id)
+            .ok_or_else(|| Status::not_found("no such task"))?;
+        let process = tasks::Process {
+            id,
+            pid: 77,
+            status: (*status).into(),
+            ..Default::default()
+        };
+        Ok(Response::new(tasks::GetResponse {
+            process: Some(process),
+        }))
+    }
+
+    async fn list(
+        &self,
+        _: Request<tasks::ListTasksRequest>,
+    ) -> Result<Response<tasks::ListTasksResponse>, Status> {
+        Err(Status::unimplemented("not asked"))
+    }
+
+    async fn pause(
+        &self,
+        request: Request<tasks::PauseTaskRequest>,
+    ) -> Result<Response<()>, Status> {
+        let id = request.into_inner().container_id;
+        let mut world = self.world();
+        world.log.push(format!("pause {id}"));
+        world.states.insert(id, tasks::Status::Paused);
+        Ok(Response::new(()))
+    }
+
+    async fn resume(
+        &self,
+        request: Request<tasks::ResumeTaskRequest>,
+    ) -> Result<Response<()>, Status> {
+        let frozen = self.freezer();
+        let id = request.into_inner().container_id;
+        let mut world = self.world();
+        world.log.push(format!("resume {id} under {frozen}"));
+        world.states.insert(id, tasks::Status::Running);
+        Ok(Response::new(()))
+    }
+}
+
+#[async_trait]
+impl containers_server::Containers for Shared {
+    async fn get(
+        &self,
+        _: Request<containers::GetContainerRequest>,
+    ) -> Result<Response<containers::GetContainerResponse>, Status> {
+        Err(Status::unimplemented("not asked"))
+    }
+
+    async fn list(
+        &self,
+        _: Request<containers::ListContainersRequest>,
+    ) -> Result<Response<containers::ListContainersResponse>, Status> {
+        let known: Vec<String> = self.world().states.keys().cloned().collect();
+        let name = |id: &str| {
+            IDS.iter()
+                .find(|(_, known)| *known == id)
+                .map_or(id, |(name, _)| *name)
+                .to_owned()
+        };
+        let containers = known.into_iter().map(|id| containers::Container {
+            labels: HashMap::from([
+                ("io.kubernetes.pod.uid".to_owned(), UID.to_owned()),
+                ("io.kubernetes.container.name".to_owned(), name(&id)),
+            ]),
+            id,
+            ..Default::default()
+        });
+        Ok(Response::new(containers::ListContainersResponse {
+            containers: containers.collect(),
+        }))
+    }
+}
+
+#[async_trait]
+impl Checkpointer for Shared {
+    async fn checkpoint(&self, subject: &Subject) -> Result<PathBuf, CheckpointError> {
+        let (path, dump, claimed) = {
+            let mut world = self.world();
+            let paused = world
+                .states
+                .values()
+                .filter(|state| **state == tasks::Status::Paused)
+                .count();
+            world
+                .log
+                .push(format!("dump {} with {paused} paused", subject.container));
+            if let Some(id) = world.meddle_with.clone() {
+                world.states.insert(id, tasks::Status::Running);
+            }
+            let claimed = world
+                .archives_claim
+                .clone()
+                .unwrap_or_else(|| subject.container_id.clone());
+            (
+                world.folder.join(format!("{}.tar", subject.container)),
+                world.dump,
+                claimed,
+            )
+        };
+        tokio::time::sleep(dump).await;
+        let mut builder = tar::Builder::new(fs::File::create(&path).unwrap());
+        let json = format!("{{\"id\":\"{claimed}\"}}");
+        let mut header = tar::Header::new_ustar();
+        header.set_size(json.len() as u64);
+        builder
+            .append_data(&mut header, "config.dump", json.as_bytes())
+            .unwrap();
+        builder.finish().unwrap();
+        Ok(path)
+    }
+}
+
+#[async_trait]
+impl Data for Shared {
+    async fn save(
+        &self,
+        _migration: &str,
+        prefix: &str,
+        archives: &[(String, PathBuf)],
+        _progress: &ProgressFn,
+    ) -> Result<Saved, DataError> {
+        let frozen = self.freezer();
+        let mut world = self.world();
+        let names: Vec<&str> = archives.iter().map(|(name, _)| name.as_str()).collect();
+        world
+            .log
+            .push(format!("save {} under {frozen}", names.join(",")));
+        if prefix == "refused/" {
+            return Err(DataError("put refused/0: connection refused".into()));
+        }
+        Ok(Saved {
+            manifest_key: format!("{prefix}manifest"),
+            ..Saved::default()
+        })
+    }
+    async fn deliver(
+        &self,
+        _: &str,
+        _: u64,
+        _: &Deliver,
+        _: &ProgressFn,
+    ) -> Result<(Delivered, Vec<Span>), DataError> {
+        Err(DataError("not asked".into()))
+    }
+    async fn verify(&self, _: &Verify) -> Result<Verified, DataError> {
+        Err(DataError("not asked".into()))
+    }
+    async fn disarm(&self, _: &Disarm) -> Result<(), DataError> {
+        Err(DataError("not asked".into()))
+    }
+    async fn withdraw(&self, _: &str, _: &Withdraw) -> Result<(), DataError> {
+        Err(DataError("not asked".into()))
+    }
+    async fn tidy(&self, _: &str, _: &Tidy) -> Result<(), DataError> {
+        Err(DataError("not asked".into()))
+    }
+    async fn has_images(&self, _: &HasImages) -> Result<Vec<String>, DataError> {
+        Err(DataError("not asked".into()))
+    }
+    async fn export_images(
+        &self,
+        _: &str,
+        _: &ExportImages,
+        _: &ProgressFn,
+    ) -> Result<ExportedImages, DataError> {
+        Err(DataError("not asked".into()))
+    }
+    async fn import_images(
+        &self,
+        _: &str,
+        _: &ImportImages,
+        _: &ProgressFn,
+    ) -> Result<(), DataError> {
+        Err(DataError("not asked".into()))
+    }
+}
