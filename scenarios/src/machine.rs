@@ -30,6 +30,8 @@ const FROM_A_PERSON: &[(&str, &str)] = &[
     ("rustc", "install Rust with rustup"),
 ];
 
+const NEEDS_ROOT: &str = "a lab makes namespaces, mounts and cgroups: run it as root";
+
 /// Installs the Debian packages that are missing; does nothing when there are none.
 pub fn install_missing() -> Result<()> {
     let mut missing: Vec<&str> = FROM_DEBIAN
@@ -56,17 +58,15 @@ pub fn install_missing() -> Result<()> {
 }
 
 /// Fails, with all reasons, when a lab cannot run here.
-pub fn check(root_needed: bool) -> Result<()> {
+fn check() -> Result<()> {
     let mut reasons: Vec<String> = Vec::new();
-    if root_needed && !rustix::process::geteuid().is_root() {
-        reasons.push("a lab needs root: namespaces, mounts and cgroups; run it with sudo or in a virtual machine".into());
+    if !rustix::process::geteuid().is_root() {
+        reasons.push(NEEDS_ROOT.into());
     }
-    reasons.extend(
-        FROM_A_PERSON
-            .iter()
-            .filter(|(what, _)| find(what).is_none())
-            .map(|(what, how)| format!("{what} is missing: {how}")),
-    );
+    let missing = FROM_A_PERSON
+        .iter()
+        .filter(|(what, _)| find(what).is_none());
+    reasons.extend(missing.map(|(what, how)| format!("{what} is missing: {how}")));
     if find("apt-get").is_none() {
         reasons.push(
             "apt-get is missing: the lab builds its nodes from Debian packages and runs on Debian"
@@ -79,38 +79,38 @@ pub fn check(root_needed: bool) -> Result<()> {
     Ok(())
 }
 
-/// Tells what is here and what isn't. Gives whether a lab can run.
-pub fn doctor() -> bool {
-    let mut well = true;
+/// What is here and what isn't, and whether a lab can run.
+pub fn doctor() -> (String, bool) {
+    let (mut lines, mut well) = (Vec::new(), true);
     for (what, package) in FROM_DEBIAN {
-        match find(what) {
-            Some(path) => println!("ok       {what}: {}", path.display()),
-            None => println!("will be  {what}: `lab up` installs the Debian package {package}"),
-        }
+        lines.push(match find(what) {
+            Some(path) => format!("ok       {what}: {}", path.display()),
+            None => format!("will be  {what}: `lab up` installs the Debian package {package}"),
+        });
     }
-    for (what, how) in FROM_A_PERSON {
-        match find(what) {
-            Some(path) => println!("ok       {what}: {}", path.display()),
-            None => {
-                well = false;
-                println!("MISSING  {what}: {how}");
-            }
-        }
+    let programs = FROM_A_PERSON.iter().map(|(what, how)| {
+        let found = find(what).map(|path| path.display().to_string());
+        (*what, found.ok_or_else(|| (*how).to_owned()))
+    });
+    let root = if rustix::process::geteuid().is_root() {
+        Ok("yes".to_owned())
+    } else {
+        Err(NEEDS_ROOT.to_owned())
+    };
+    let told = |state: Result<String>| state.map_err(|error| format!("{error:#}"));
+    let machine = [
+        ("root", root),
+        ("cgroups", told(cgroup_kind())),
+        ("memory", told(memory())),
+    ];
+    for (what, state) in programs.chain(machine) {
+        well &= state.is_ok();
+        lines.push(match state {
+            Ok(text) => format!("ok       {what}: {text}"),
+            Err(reason) => format!("MISSING  {what}: {reason}"),
+        });
     }
-    for (what, state) in [
-        ("root", check(true).map(|()| "yes".to_owned())),
-        ("cgroups", cgroup_kind()),
-        ("memory", memory()),
-    ] {
-        match state {
-            Ok(text) => println!("ok       {what}: {text}"),
-            Err(error) => {
-                well = false;
-                println!("MISSING  {what}: {error:#}");
-            }
-        }
-    }
-    well
+    (lines.join("\n") + "\n", well)
 }
 
 fn cgroup_kind() -> Result<String> {
@@ -145,7 +145,7 @@ fn memory() -> Result<String> {
 
 /// Reports the installation as a step only when there is one to do.
 pub fn prepare(steps: &Steps) -> Result<()> {
-    check(true)?;
+    check()?;
     if FROM_DEBIAN.iter().any(|(what, _)| find(what).is_none()) {
         return steps.run("install missing Debian packages", install_missing);
     }

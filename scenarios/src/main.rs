@@ -41,6 +41,7 @@ use clap::{Parser, Subcommand};
 use site::{NODES_MAX, Site};
 use state::Lab;
 use std::fs;
+use std::io::{self, Write};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -124,7 +125,7 @@ fn run(name: &str, command: Verb) -> Result<ExitCode> {
     match command {
         Verb::Up { nodes } => start(name, nodes)?,
         Verb::Down => stop(name)?,
-        Verb::Status => status::print(name)?,
+        Verb::Status => show(status::of(name)?.as_bytes())?,
         Verb::Kubectl { arguments } => {
             let error = cluster::Cluster::of(&Lab::expect(name)?)?
                 .kubectl()
@@ -136,7 +137,9 @@ fn run(name: &str, command: Verb) -> Result<ExitCode> {
         Verb::Logs { component } => show_logs(name, &component)?,
         Verb::Deploy => deploy::deploy(&Lab::expect(name)?, &Steps::start())?,
         Verb::Doctor => {
-            return Ok(if machine::doctor() {
+            let (text, well) = machine::doctor();
+            show(text.as_bytes())?;
+            return Ok(if well {
                 ExitCode::SUCCESS
             } else {
                 ExitCode::FAILURE
@@ -222,11 +225,18 @@ fn show_logs(name: &str, component: &str) -> Result<()> {
     }
     for known in &found {
         if found.len() > 1 {
-            println!("==> {known}");
+            show(format!("==> {known}\n").as_bytes())?;
         }
         let path = process::log_of(&lab, known)?;
-        let mut log = fs::File::open(&path).with_context(|| format!("open {}", path.display()))?;
-        std::io::copy(&mut log, &mut std::io::stdout()).context("print the log")?;
+        show(&fs::read(&path).with_context(|| format!("read {}", path.display()))?)?;
     }
     Ok(())
+}
+
+/// Prints; a reader who has seen enough (`lab logs … | head`) is no failure.
+fn show(text: &[u8]) -> Result<()> {
+    match io::stdout().write_all(text) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error).context("print"),
+        Err(_) | Ok(()) => Ok(()),
+    }
 }

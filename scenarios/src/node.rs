@@ -15,10 +15,11 @@ pub mod config;
 pub mod init;
 
 use crate::cgroup;
+use crate::control;
 use crate::network;
 use crate::process;
 use crate::site::Site;
-use crate::state::Lab;
+use crate::state::{Lab, ProcessId};
 use anyhow::{Context, Result};
 use init::World;
 use std::fs;
@@ -113,50 +114,58 @@ pub fn first_process(lab: &Lab, n: u8) -> Result<u32> {
 
 /// Makes node `n`'s world and connects it; its programs are started by [`start`].
 pub fn create(lab: &mut Lab, n: u8) -> Result<()> {
+    let world_file = lay_out(lab, n)?;
+    let name = Site::node_name(n);
+    cgroup::create(&lab.site.cgroup(), &name)?;
+    let pid = start_first_process(lab, &name, &world_file)?;
+    let built = path_from_host(lab, n, "/run/node-is-built")?;
+    process::wait_for(&format!("{name} to be built"), BUILT_WITHIN, || {
+        process::check_alive(lab, &name).with_context(|| {
+            let said = process::log_tail(lab, &format!("{name}/parent"));
+            format!("build {name}: {}", said.unwrap_or_default())
+        })?;
+        Ok(process::exists(&built))
+    })?;
+    cgroup::open_for_children(&lab.site.cgroup(), &name)?;
+    network::connect(&lab.site, n, pid)?;
+    reach_registry_on_localhost(lab, n)
+}
+
+/// Makes node `n`'s folders and configuration, and the file that tells its first process about them.
+fn lay_out(lab: &Lab, n: u8) -> Result<PathBuf> {
     let (name, folder) = (Site::node_name(n), folder(lab, n)?);
-    for part in ["upper", "work", "root"]
-        .into_iter()
-        .chain(KEPT.iter().map(|(kept, _)| *kept))
-    {
+    let kept = KEPT.iter().map(|(kept, _)| *kept);
+    for part in ["upper", "work", "root"].into_iter().chain(kept) {
         fs::create_dir_all(folder.join(part))
             .with_context(|| format!("create {part} of {name}"))?;
     }
     config::write(lab, n, &folder.join("upper"))?;
-    let kube = lab
-        .kube
-        .clone()
-        .context("the Kubernetes programs are not there yet")?
-        .join("kube");
-    let mut binds: Vec<(PathBuf, PathBuf)> = KEPT
+    let kube = control::kube_program(lab, "kube")?;
+    let programs = ["kubelet", "kube-proxy"]
+        .map(|name| (kube.clone(), Path::new("/usr/local/bin").join(name)));
+    let kept = KEPT
         .iter()
-        .map(|(kept, seen)| (folder.join(kept), (*seen).into()))
-        .collect();
-    binds.extend(
-        ["kubelet", "kube-proxy"]
-            .map(|program| (kube.clone(), Path::new("/usr/local/bin").join(program))),
-    );
-    let base = lab
-        .base
-        .clone()
-        .context("the node root filesystem is not there yet")?;
+        .map(|(kept, seen)| (folder.join(kept), PathBuf::from(seen)));
     let world = World {
-        name: name.clone(),
-        base,
+        name,
+        base: lab
+            .base
+            .clone()
+            .context("the node root filesystem is not there yet")?,
         folder: folder.clone(),
-        binds,
+        binds: kept.chain(programs).collect(),
         hierarchies: cgroup::hierarchies()?,
     };
-    let world_file = folder.join("world.json");
-    fs::write(
-        &world_file,
-        serde_json::to_vec_pretty(&world).context("write a node's world as JSON")?,
-    )
-    .with_context(|| format!("write {}", world_file.display()))?;
+    let file = folder.join("world.json");
+    let text = serde_json::to_vec_pretty(&world).context("write a node's world as JSON")?;
+    fs::write(&file, text).with_context(|| format!("write {}", file.display()))?;
+    Ok(file)
+}
 
-    cgroup::create(&lab.site.cgroup(), &name)?;
-    let mut command = process::in_group(lab, &name)?;
-    command.args([
-        "unshare",
+/// Starts a node's first process and gives its number on the host. Between it and us stands unshare(1), which made
+/// the namespaces and waits; killed, it takes the node with it.
+fn start_first_process(lab: &mut Lab, name: &str, world_file: &Path) -> Result<u32> {
+    let namespaces = [
         "--mount",
         "--uts",
         "--ipc",
@@ -165,41 +174,32 @@ pub fn create(lab: &mut Lab, n: u8) -> Result<()> {
         "--cgroup",
         "--fork",
         "--kill-child",
-    ]);
+    ];
+    let mut command = process::in_group(lab, name)?;
     command
+        .arg("unshare")
+        .args(namespaces)
         .arg(std::env::current_exe().context("find the lab's own program")?)
         .arg("node-init")
-        .arg(&world_file);
-    let parent = process::start(lab, &format!("{name}/parent"), &command)?.id();
+        .arg(world_file);
+    let component = format!("{name}/parent");
+    let parent = process::start(lab, &component, &command)?.id();
     let pid = process::wait_for(
         &format!("the first process of {name}"),
         BUILT_WITHIN,
         || {
-            process::check_alive(lab, &format!("{name}/parent"))?;
-            let children = fs::read_to_string(format!("/proc/{parent}/task/{parent}/children"))
-                .unwrap_or_default();
+            process::check_alive(lab, &component)?;
+            let children = fs::read_to_string(format!("/proc/{parent}/task/{parent}/children"));
             Ok(children
+                .unwrap_or_default()
                 .split_whitespace()
                 .next()
                 .and_then(|pid| pid.parse().ok()))
         },
     )?;
-    lab.processes
-        .insert(name.clone(), crate::state::ProcessId::of(pid)?);
+    lab.processes.insert(name.to_owned(), ProcessId::of(pid)?);
     lab.save()?;
-    let built = path_from_host(lab, n, "/run/node-is-built")?;
-    process::wait_for(&format!("{name} to be built"), BUILT_WITHIN, || {
-        process::check_alive(lab, &name).with_context(|| {
-            format!(
-                "build {name}: {}",
-                process::log_tail(lab, &format!("{name}/parent")).unwrap_or_default()
-            )
-        })?;
-        Ok(process::exists(&built))
-    })?;
-    cgroup::open_for_children(&lab.site.cgroup(), &name)?;
-    network::connect(&lab.site, n, pid)?;
-    reach_registry_on_localhost(lab, n)
+    Ok(pid)
 }
 
 /// The lab's registry answers on the node's localhost, too: a runtime takes plain HTTP for granted only there, and
