@@ -224,11 +224,13 @@ pub fn inspection_view(inspection: &Inspection) -> InspectionView {
         memory_bytes: _,
         archive_bytes,
         processes: _,
+        image_digests,
     } = inspection;
     InspectionView {
         refusals: of_severity(findings, Severity::Refuse),
         warnings: of_severity(findings, Severity::Warn),
         archive_bytes: *archive_bytes,
+        image_digests: image_digests.clone().into_iter().collect(),
     }
 }
 

@@ -266,7 +266,7 @@ impl Authenticate for TokenReviews {
     async fn node_of(&self, token: &str) -> Result<NodeName, String> {
         let api: Api<TokenReview> = Api::all(self.client.clone());
         let review = TokenReview {
-            spec: TokenReviewSpec { audiences: Some(vec![AUDIENCE.to_owned()]), token: Some(token.to_owned()) },
+            spec: TokenReviewSpec { audiences: Some(vec![AUDIENCE.to_owned()]), token: token.to_owned() },
             ..TokenReview::default()
         };
         let params = PostParams::default();

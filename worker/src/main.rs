@@ -19,7 +19,7 @@ use worker::{
     journal::Journal,
     metrics::Metrics,
     registry::Registry,
-    store::s3::{S3Place, S3Store},
+    store::s3::{S3, S3Place},
 };
 
 const PROC: &str = "/proc";
@@ -118,7 +118,7 @@ fn tools(config: Config) -> Result<Tools> {
 /// The data path is made here, and only here.
 fn data(config: &Config) -> Result<(Arc<DataPath>, Arc<Registry>)> {
     let worker::config::Store { endpoint, region, bucket, access_key_id, secret_access_key } = config.store.clone();
-    let store = S3Store::new(S3Place { endpoint, region, bucket, access_key_id, secret_access_key });
+    let store = S3::new(S3Place { endpoint, region, bucket, access_key_id, secret_access_key });
     let images = Images::new(config.containerd_socket.clone());
     let registry =
         Registry::open(&config.state_dir, config.registry_port, images.clone()).context("open the registry")?;

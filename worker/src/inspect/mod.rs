@@ -116,6 +116,7 @@ impl Inspector {
             memory_bytes,
             archive_bytes,
             processes,
+            image_digests: std::collections::HashMap::new(),
         })
     }
 
