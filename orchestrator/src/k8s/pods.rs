@@ -253,7 +253,11 @@ impl Pods {
             let Some(object) = self.get(pod).await? else {
                 return Ok(());
             };
-            let ours = annotation(&object, HELD_ANNOTATION) == Some(&migration.0);
+            let held_for = annotation(&object, HELD_ANNOTATION);
+            let mut finalizers = object.metadata.finalizers.iter().flatten();
+            let held = finalizers.any(|f| f == HOLD_FINALIZER);
+            // Without its note, which a user may have taken off, a hold on this UID can only be ours.
+            let ours = held_for.map_or(held, |id| *id == migration.0);
             if !ours || object.metadata.uid.as_ref() != Some(&uid.0) {
                 return Ok(());
             }

@@ -286,14 +286,39 @@ async fn the_target_is_made_once() {
 async fn a_held_source_never_passes_for_its_target() {
     let api = api();
     hold(&api).await;
-    let error = Pods::new(api.client())
-        .create_target(&place(), &target())
+    let pods = Pods::new(api.client());
+    // A rescue makes its pod on the source's own node.
+    for node in ["node2", "node1"] {
+        let mut target = target();
+        target.spec.as_mut().unwrap().node_name = Some(node.into());
+        let error = pods.create_target(&place(), &target).await.unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "the name default/kuard is taken by the pod with UID uid-1"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_hold_without_its_note_is_released_and_another_pods_is_not() {
+    let api = api();
+    hold(&api).await;
+    api.with(|o| {
+        let meta = &mut o.by_name.get_mut("kuard").unwrap()["metadata"];
+        meta["annotations"] = json!({});
+    });
+    let pods = Pods::new(api.client());
+    pods.release_source(&place(), &"uid-9".into(), &migration())
         .await
-        .unwrap_err();
+        .unwrap();
     assert_eq!(
-        error.to_string(),
-        "the name default/kuard is taken by the pod with UID uid-1"
+        kuard(&api).unwrap()["metadata"]["finalizers"],
+        json!([HOLD_FINALIZER])
     );
+    pods.release_source(&place(), &uid(), &migration())
+        .await
+        .unwrap();
+    assert_eq!(kuard(&api).unwrap()["metadata"]["finalizers"], json!([]));
 }
 
 #[tokio::test]
