@@ -10,7 +10,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use aws_sdk_s3::{
     Client,
-    config::{
+    config::{SharedHttpClient, 
         BehaviorVersion, Credentials, Region, RequestChecksumCalculation, ResponseChecksumValidation,
         StalledStreamProtectionConfig, http::HttpResponse, retry::RetryConfig, timeout::TimeoutConfig,
     },
@@ -47,6 +47,15 @@ pub struct S3Place {
     pub secret_access_key: String,
 }
 
+/// TLS needs the system's authorities and panics without any; a plain endpoint must not.
+fn http_client(endpoint: &str) -> SharedHttpClient {
+    let builder = aws_smithy_http_client::Builder::new();
+    match endpoint.starts_with("https:") {
+        true => builder.tls_provider(tls::Provider::Rustls(CryptoMode::AwsLc)).build_https(),
+        false => builder.build_http(),
+    }
+}
+
 /// A bucket of an S3 server.
 pub struct S3 {
     client: Client,
@@ -58,9 +67,7 @@ impl S3 {
     /// Connects nothing yet: the first request does.
     pub fn new(place: S3Place) -> Self {
         let S3Place { endpoint, region, bucket, access_key_id, secret_access_key } = place;
-        let http = aws_smithy_http_client::Builder::new()
-            .tls_provider(tls::Provider::Rustls(CryptoMode::AwsLc))
-            .build_https();
+        let http = http_client(&endpoint);
         let config = aws_sdk_s3::Config::builder()
             .behavior_version(BehaviorVersion::v2026_01_12())
             .http_client(http)
