@@ -69,12 +69,17 @@ const INTAKE_QUEUED_MAX: usize = 256;
 /// What ended, and why.
 pub async fn run(config: Config) -> Result<()> {
     let metrics = Arc::new(Metrics::new().context("make the metrics")?);
-    let log = Log::start(&config.data_dir.join("raft"), 1).await.context("open the log")?;
+    let log = Log::start(&config.data_dir.join("raft"), 1)
+        .await
+        .context("open the log")?;
     let log = log.measured_by(metrics.commit_seconds());
     let client = Client::try_from(call::config().await.context("find the Kubernetes API")?)
         .context("make a Kubernetes client")?;
     let name = format!("{}.{}.svc", config.service_name, config.namespace);
-    let identity = tls::identity(&config.data_dir.join("tls"), &[name, "localhost".to_owned()])?;
+    let identity = tls::identity(
+        &config.data_dir.join("tls"),
+        &[name, "localhost".to_owned()],
+    )?;
     publish_authority(&client, &config, &identity.authority).await?;
 
     let (progress, _unshown) = mpsc::unbounded_channel();
@@ -84,15 +89,35 @@ pub async fn run(config: Config) -> Result<()> {
 
     let (intake_out, intake_in) = mpsc::channel(INTAKE_QUEUED_MAX);
     tokio::spawn(intake::run(client.clone(), intake_out));
-    let desk = Desk { client: client.clone(), log: log.clone(), workers: workers.clone(), busy: Arc::default() };
+    let desk = Desk {
+        client: client.clone(),
+        log: log.clone(),
+        workers: workers.clone(),
+        busy: Arc::default(),
+    };
     tokio::spawn(desk.run(intake_in));
 
-    let board = Board::new(client.clone(), Events::new(client.clone(), std::env::var("POD_NAME").ok()));
+    let board = Board::new(
+        client.clone(),
+        Events::new(client.clone(), std::env::var("POD_NAME").ok()),
+    );
     tokio::spawn(board.run(log.state(), leader.clone()));
-    tokio::spawn(nodes::run(client.clone(), known_nodes(&workers), leader.clone()));
+    tokio::spawn(nodes::run(
+        client.clone(),
+        known_nodes(&workers),
+        leader.clone(),
+    ));
 
-    let world = World { cluster: Arc::new(RealCluster::new(client.clone())), nodes: Arc::new(workers.clone()) };
-    let driver = Driver { perform: Arc::new(world), propose: proposer.clone(), state: log.state(), leader };
+    let world = World {
+        cluster: Arc::new(RealCluster::new(client.clone())),
+        nodes: Arc::new(workers.clone()),
+    };
+    let driver = Driver {
+        perform: Arc::new(world),
+        propose: proposer.clone(),
+        state: log.state(),
+        leader,
+    };
     let driver = tokio::spawn(driver.run());
 
     let served = serve_workers(&config, identity, client, workers.clone(), proposer);
@@ -111,7 +136,9 @@ pub async fn run(config: Config) -> Result<()> {
 }
 
 async fn terminated() {
-    let Ok(mut terminate) = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) else {
+    let Ok(mut terminate) =
+        tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())
+    else {
         return std::future::pending().await;
     };
     tokio::select! {
@@ -156,7 +183,13 @@ fn known_nodes(workers: &Workers) -> watch::Receiver<Arc<BTreeMap<NodeName, node
             }
             for (node, worker) in connected {
                 if let Some(inventory) = worker.inventory {
-                    known.insert(node, nodes::Known { connected: true, inventory });
+                    known.insert(
+                        node,
+                        nodes::Known {
+                            connected: true,
+                            inventory,
+                        },
+                    );
                 }
             }
             sender.send_replace(Arc::new(known.clone()));
@@ -171,8 +204,14 @@ fn known_nodes(workers: &Workers) -> watch::Receiver<Arc<BTreeMap<NodeName, node
 async fn publish_authority(client: &Client, config: &Config, authority: &str) -> Result<()> {
     let api: Api<ConfigMap> = Api::namespaced(client.clone(), &config.namespace);
     let map = ConfigMap {
-        metadata: ObjectMeta { name: Some(AUTHORITY_CONFIG_MAP.to_owned()), ..ObjectMeta::default() },
-        data: Some(BTreeMap::from([("ca.crt".to_owned(), authority.to_owned())])),
+        metadata: ObjectMeta {
+            name: Some(AUTHORITY_CONFIG_MAP.to_owned()),
+            ..ObjectMeta::default()
+        },
+        data: Some(BTreeMap::from([(
+            "ca.crt".to_owned(),
+            authority.to_owned(),
+        )])),
         ..ConfigMap::default()
     };
     let params = PatchParams::apply(FIELD_MANAGER).force();
@@ -191,10 +230,18 @@ async fn serve_workers(
 ) -> Result<()> {
     let authenticate = TokenReviews {
         client,
-        user: format!("system:serviceaccount:{}:{}", config.namespace, config.worker_service_account),
+        user: format!(
+            "system:serviceaccount:{}:{}",
+            config.namespace, config.worker_service_account
+        ),
     };
-    let api = WorkerApi { workers, authenticate: Arc::new(authenticate), register: proposer };
-    let tls = ServerTlsConfig::new().identity(Identity::from_pem(&identity.certificate, &identity.key));
+    let api = WorkerApi {
+        workers,
+        authenticate: Arc::new(authenticate),
+        register: proposer,
+    };
+    let tls =
+        ServerTlsConfig::new().identity(Identity::from_pem(&identity.certificate, &identity.key));
     Server::builder()
         .tls_config(tls)?
         .http2_keepalive_interval(Some(KEEPALIVE))
@@ -237,7 +284,9 @@ impl Propose for Proposer {
     async fn propose(&self, command: Command) {
         match self.log.propose(command).await {
             Ok((_, Ok(_))) => {}
-            Ok((at, Err(rejection))) => tracing::info!(%at, %rejection, "a command changed nothing"),
+            Ok((at, Err(rejection))) => {
+                tracing::info!(%at, %rejection, "a command changed nothing")
+            }
             // The step is still due: it is performed again, and reported again.
             Err(error) => tracing::warn!(%error, "a report was not taken"),
         }
@@ -266,21 +315,42 @@ impl Authenticate for TokenReviews {
     async fn node_of(&self, token: &str) -> Result<NodeName, String> {
         let api: Api<TokenReview> = Api::all(self.client.clone());
         let review = TokenReview {
-            spec: TokenReviewSpec { audiences: Some(vec![AUDIENCE.to_owned()]), token: token.to_owned() },
+            spec: TokenReviewSpec {
+                audiences: Some(vec![AUDIENCE.to_owned()]),
+                token: token.to_owned(),
+            },
             ..TokenReview::default()
         };
         let params = PostParams::default();
         let reviewed = bounded("review a worker's token", api.create(&params, &review)).await;
-        let status = reviewed.map_err(|error| error.to_string())?.status.unwrap_or_default();
-        let audience = status.audiences.unwrap_or_default().iter().any(|audience| audience == AUDIENCE);
+        let status = reviewed
+            .map_err(|error| error.to_string())?
+            .status
+            .unwrap_or_default();
+        let audience = status
+            .audiences
+            .unwrap_or_default()
+            .iter()
+            .any(|audience| audience == AUDIENCE);
         if status.authenticated != Some(true) || !audience {
-            return Err(format!("the token is not valid here: {}", status.error.unwrap_or_default()));
+            return Err(format!(
+                "the token is not valid here: {}",
+                status.error.unwrap_or_default()
+            ));
         }
         let user = status.user.unwrap_or_default();
         if user.username.as_deref() != Some(&self.user) {
-            return Err(format!("the token is not a worker's but {}'s", user.username.unwrap_or_default()));
+            return Err(format!(
+                "the token is not a worker's but {}'s",
+                user.username.unwrap_or_default()
+            ));
         }
-        let node = user.extra.unwrap_or_default().remove(NODE_NAME_EXTRA).and_then(|values| values.into_iter().next());
-        node.map(NodeName).ok_or_else(|| "the token is not bound to a node".to_owned())
+        let node = user
+            .extra
+            .unwrap_or_default()
+            .remove(NODE_NAME_EXTRA)
+            .and_then(|values| values.into_iter().next());
+        node.map(NodeName)
+            .ok_or_else(|| "the token is not bound to a node".to_owned())
     }
 }

@@ -76,11 +76,19 @@ impl Desk {
 
     fn begin(&self, id: &MigrationId) -> bool {
         let known = self.log.state().borrow().migrations.contains_key(id);
-        !known && self.busy.lock().unwrap_or_else(PoisonError::into_inner).insert(id.clone())
+        !known
+            && self
+                .busy
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .insert(id.clone())
     }
 
     fn end(&self, id: &MigrationId) {
-        self.busy.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
+        self.busy
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(id);
     }
 
     async fn submit(&self, asked: &Asked) {
@@ -132,7 +140,10 @@ impl Desk {
         if !asked.phase_shown.is_empty() {
             return Ok(Decision::Refuse(vec![Finding::new(
                 "LogLost",
-                format!("the log does not know this migration, which was {} before", asked.phase_shown),
+                format!(
+                    "the log does not know this migration, which was {} before",
+                    asked.phase_shown
+                ),
                 "see what runs and what is held, then ask for another migration",
             )]));
         }
@@ -152,7 +163,11 @@ impl Desk {
     fn worker_views(&self) -> BTreeMap<NodeName, WorkerView> {
         let connected = self.workers.connected().into_iter();
         connected
-            .filter_map(|(node, worker)| worker.inventory.map(|inventory| (node, api::worker_view(&inventory))))
+            .filter_map(|(node, worker)| {
+                worker
+                    .inventory
+                    .map(|inventory| (node, api::worker_view(&inventory)))
+            })
             .collect()
     }
 
@@ -163,32 +178,60 @@ impl Desk {
             image_digest: container.image_digest.clone(),
             container_id: container.container_id.clone(),
         });
-        let (namespace, name) =
-            pod.pod.as_ref().map(|pod| (pod.namespace.clone(), pod.name.clone())).unwrap_or_default();
+        let (namespace, name) = pod
+            .pod
+            .as_ref()
+            .map(|pod| (pod.namespace.clone(), pod.name.clone()))
+            .unwrap_or_default();
         let wire_pod = wire::Pod {
             namespace,
             name,
-            uid: pod.uid.as_ref().map(|uid| uid.0.clone()).unwrap_or_default(),
+            uid: pod
+                .uid
+                .as_ref()
+                .map(|uid| uid.0.clone())
+                .unwrap_or_default(),
             containers: containers.collect(),
             pod_ip: pod.ip.clone(),
         };
-        let kind = question::Kind::Inspect(wire::Inspect { pod: Some(wire_pod), ghost_limit_bytes: 0 });
-        match self.workers.ask(&NodeName(pod.node.clone()), kind, INSPECT_WITHIN).await {
+        let kind = question::Kind::Inspect(wire::Inspect {
+            pod: Some(wire_pod),
+            ghost_limit_bytes: 0,
+        });
+        match self
+            .workers
+            .ask(&NodeName(pod.node.clone()), kind, INSPECT_WITHIN)
+            .await
+        {
             Ok(answer::Kind::Inspection(inspection)) => Ok(api::inspection_view(&inspection)),
-            Ok(answer::Kind::HoldState(_) | answer::Kind::Images(_) | answer::Kind::Verified(_)) => {
-                Err("the worker answered another question".to_owned())
-            }
+            Ok(
+                answer::Kind::HoldState(_) | answer::Kind::Images(_) | answer::Kind::Verified(_),
+            ) => Err("the worker answered another question".to_owned()),
             Err(error) => Err(error.to_string()),
         }
     }
 
     /// Obeyed, refused, or, when the log never knew it or it has ended, the object is let go.
     async fn abort(&self, id: MigrationId, object: PodRef) {
-        let by = Finding::new("Aborted", format!("the PodMigration {object} was deleted"), "");
+        let by = Finding::new(
+            "Aborted",
+            format!("the PodMigration {object} was deleted"),
+            "",
+        );
         loop {
-            let known = self.log.state().borrow().migrations.get(&id).map(|migration| migration.phase);
+            let known = self
+                .log
+                .state()
+                .borrow()
+                .migrations
+                .get(&id)
+                .map(|migration| migration.phase);
             let let_go = match known {
-                None => !self.busy.lock().unwrap_or_else(PoisonError::into_inner).contains(&id),
+                None => !self
+                    .busy
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .contains(&id),
                 Some(phase) => phase.ended(),
             };
             if let_go {
@@ -197,14 +240,27 @@ impl Desk {
                     Err(error) => tracing::warn!(migration = %object, %error, "it is let go later"),
                 }
             } else if known.is_some() {
-                let command = Command::Abort { id: id.clone(), reason: by.clone(), at_ms: unix_ms() };
+                let command = Command::Abort {
+                    id: id.clone(),
+                    reason: by.clone(),
+                    at_ms: unix_ms(),
+                };
                 match self.log.propose(command).await {
                     Ok((_, Ok(Applied::Phase(_) | Applied::Registered(_)))) => return,
-                    Ok((_, Err(rejection @ (Rejection::TooLate(_) | Rejection::Stale { .. } | Rejection::NoSuchMigration(_))))) => {
+                    Ok((
+                        _,
+                        Err(
+                            rejection @ (Rejection::TooLate(_)
+                            | Rejection::Stale { .. }
+                            | Rejection::NoSuchMigration(_)),
+                        ),
+                    )) => {
                         tracing::info!(migration = %object, %rejection, "an abort was refused");
                         return;
                     }
-                    Err(error) => tracing::warn!(migration = %object, %error, "the abort is proposed again"),
+                    Err(error) => {
+                        tracing::warn!(migration = %object, %error, "the abort is proposed again")
+                    }
                 }
             }
             tokio::time::sleep(AGAIN_AFTER).await;

@@ -108,7 +108,9 @@ impl Driver {
         let due = state.due();
         under_way.forget_all_but(state, &due);
         for due in due {
-            let Some(migration) = state.migrations.get(&due.id).cloned() else { continue };
+            let Some(migration) = state.migrations.get(&due.id).cloned() else {
+                continue;
+            };
             let key = (due.id.clone(), due.revision);
             let patience = (due.id.clone(), migration.phase);
             if under_way.handles.contains_key(&key) || under_way.waits(&patience) {
@@ -155,9 +157,17 @@ impl UnderWay {
         match ended {
             Ok((key, patience)) => {
                 self.handles.remove(&key);
-                let delay = self.again.get(&patience).map_or(ASK_AGAIN_FIRST, |again| (again.delay * 2).min(ASK_AGAIN_MAX));
+                let delay = self.again.get(&patience).map_or(ASK_AGAIN_FIRST, |again| {
+                    (again.delay * 2).min(ASK_AGAIN_MAX)
+                });
                 // Only matters when the phase stays: otherwise it is forgotten at the next look.
-                self.again.insert(patience, Again { delay, not_before: Instant::now() + delay });
+                self.again.insert(
+                    patience,
+                    Again {
+                        delay,
+                        not_before: Instant::now() + delay,
+                    },
+                );
             }
             Err(error) if error.is_cancelled() => {}
             Err(error) => {
@@ -168,12 +178,17 @@ impl UnderWay {
     }
 
     fn waits(&self, patience: &Patience) -> bool {
-        self.again.get(patience).is_some_and(|again| Instant::now() < again.not_before)
+        self.again
+            .get(patience)
+            .is_some_and(|again| Instant::now() < again.not_before)
     }
 
     /// A phase that was left takes its step with it.
     fn forget_all_but(&mut self, state: &State, due: &[Due]) {
-        let is_due = |(id, revision): &Key| due.iter().any(|due| due.id == *id && due.revision == *revision);
+        let is_due = |(id, revision): &Key| {
+            due.iter()
+                .any(|due| due.id == *id && due.revision == *revision)
+        };
         self.handles.retain(|key, handle| {
             let keep = is_due(key);
             if !keep {
@@ -182,7 +197,8 @@ impl UnderWay {
             keep
         });
         self.aborting.retain(|key, ()| is_due(key));
-        self.again.retain(|(id, phase), _| state.migrations.get(id).is_some_and(|m| m.phase == *phase));
+        self.again
+            .retain(|(id, phase), _| state.migrations.get(id).is_some_and(|m| m.phase == *phase));
     }
 }
 

@@ -6,7 +6,7 @@ use crate::process;
 use crate::state::Lab;
 use anyhow::{Context, Result};
 use serde_json::Value;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -26,6 +26,11 @@ impl Cluster {
             kubectl: kube_program(lab, "kubectl")?,
             kubeconfig: Pki::of(&lab.folder()?).kubeconfig("admin"),
         })
+    }
+
+    /// The administrator's kubeconfig.
+    pub fn kubeconfig(&self) -> &Path {
+        &self.kubeconfig
     }
 
     /// A kubectl command, ready for arguments.

@@ -33,6 +33,8 @@ mod site;
 mod state;
 mod status;
 mod steps;
+mod stories;
+mod test;
 mod up;
 mod workloads;
 
@@ -96,6 +98,14 @@ enum Verb {
     },
     /// Build Longshore, put its images on the nodes and apply deploy/lab.
     Deploy,
+    /// Run every test: the workspace's, then the stories on a real cluster.
+    Test {
+        /// Only stories whose names contain one of these; all tests without.
+        stories: Vec<String>,
+        /// Leave the workspace's own tests out.
+        #[arg(long)]
+        stories_only: bool,
+    },
     /// Say what is missing on this machine and how to get it.
     Doctor,
     /// Be a node's first process (the lab calls this itself).
@@ -136,6 +146,10 @@ fn run(name: &str, command: Verb) -> Result<ExitCode> {
         Verb::Shell { node, command } => enter(name, &node, &command)?,
         Verb::Logs { component } => show_logs(name, &component)?,
         Verb::Deploy => deploy::deploy(&Lab::expect(name)?, &Steps::start())?,
+        Verb::Test {
+            stories,
+            stories_only,
+        } => return test::test(name, &stories, stories_only),
         Verb::Doctor => {
             let (text, well) = machine::doctor();
             show(text.as_bytes())?;

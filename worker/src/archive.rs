@@ -89,11 +89,23 @@ struct Pax {
 enum State {
     Header(Vec<u8>),
     /// Content and padding that pass through.
-    Pass { left: u64 },
+    Pass {
+        left: u64,
+    },
     /// A pax header's content: passes through, and is read.
-    Pax { left: u64, padding: u64, content: Vec<u8> },
+    Pax {
+        left: u64,
+        padding: u64,
+        content: Vec<u8>,
+    },
     /// A file to change; nothing of it has been written yet.
-    Edit { edit: usize, header: Box<Header>, left: u64, padding: u64, content: Vec<u8> },
+    Edit {
+        edit: usize,
+        header: Box<Header>,
+        left: u64,
+        padding: u64,
+        content: Vec<u8>,
+    },
     /// Behind the last entry: zeros.
     Trailer,
 }
@@ -102,7 +114,14 @@ impl<'a, W: Write> Rewriter<'a, W> {
     /// Writes to `out`.
     pub fn new(out: W, edits: Vec<Edit<'a>>) -> Self {
         let seen = vec![false; edits.len()];
-        Self { out, edits, seen, at: 0, state: State::Header(Vec::new()), pax: Pax::default() }
+        Self {
+            out,
+            edits,
+            seen,
+            at: 0,
+            state: State::Header(Vec::new()),
+            pax: Pax::default(),
+        }
     }
 
     /// The next bytes of the archive, cut anywhere.
@@ -122,7 +141,10 @@ impl<'a, W: Write> Rewriter<'a, W> {
         }
         for (edit, seen) in self.edits.iter().zip(&self.seen) {
             if edit.need == Need::Required && !seen {
-                return Err(refused(format!("it has no {}: the kubelet's checkpoint archives have one", edit.name)));
+                return Err(refused(format!(
+                    "it has no {}: the kubelet's checkpoint archives have one",
+                    edit.name
+                )));
             }
         }
         Ok(self.out)
@@ -142,20 +164,28 @@ impl<'a, W: Write> Rewriter<'a, W> {
             }
             State::Pass { left } => {
                 let taken = part(*left, bytes);
-                self.out.write_all(&bytes[..taken]).map_err(ArchiveError::Write)?;
+                self.out
+                    .write_all(&bytes[..taken])
+                    .map_err(ArchiveError::Write)?;
                 *left -= taken as u64;
                 if *left == 0 {
                     self.state = State::Header(Vec::new());
                 }
                 Ok(taken)
             }
-            State::Pax { left, padding, content } => {
+            State::Pax {
+                left,
+                padding,
+                content,
+            } => {
                 let taken = part(*left + *padding, bytes);
                 let of_content = part(*left, &bytes[..taken]);
                 content.extend_from_slice(&bytes[..of_content]);
                 *left -= of_content as u64;
                 *padding -= (taken - of_content) as u64;
-                self.out.write_all(&bytes[..taken]).map_err(ArchiveError::Write)?;
+                self.out
+                    .write_all(&bytes[..taken])
+                    .map_err(ArchiveError::Write)?;
                 if *left + *padding == 0 {
                     let content = std::mem::take(content);
                     self.read_pax(&content)?;
@@ -163,7 +193,12 @@ impl<'a, W: Write> Rewriter<'a, W> {
                 }
                 Ok(taken)
             }
-            State::Edit { left, padding, content, .. } => {
+            State::Edit {
+                left,
+                padding,
+                content,
+                ..
+            } => {
                 let taken = part(*left + *padding, bytes);
                 let of_content = part(*left, &bytes[..taken]);
                 content.extend_from_slice(&bytes[..of_content]);
@@ -195,7 +230,11 @@ impl<'a, W: Write> Rewriter<'a, W> {
             return Ok(State::Trailer);
         }
         let header = Header::parse(&block).map_err(|source| ArchiveError::Header { at, source })?;
-        let pax = if header.kind == Kind::Pax { Pax::default() } else { std::mem::take(&mut self.pax) };
+        let pax = if header.kind == Kind::Pax {
+            Pax::default()
+        } else {
+            std::mem::take(&mut self.pax)
+        };
         let size = match (header.kind, pax.size) {
             (Kind::Bodiless, _) => 0,
             (Kind::File | Kind::Pax, size) => size.unwrap_or(header.size),
@@ -208,9 +247,17 @@ impl<'a, W: Write> Rewriter<'a, W> {
                 return Err(refused(format!("it has {name:?} twice")));
             }
             if header.kind != Kind::File || pax.size.is_some() || size > EDITED_BYTES_MAX {
-                return Err(refused(format!("{name:?} is no ordinary small file ({size} bytes)")));
+                return Err(refused(format!(
+                    "{name:?} is no ordinary small file ({size} bytes)"
+                )));
             }
-            let state = State::Edit { edit, header: Box::new(header), left: size, padding, content: Vec::new() };
+            let state = State::Edit {
+                edit,
+                header: Box::new(header),
+                left: size,
+                padding,
+                content: Vec::new(),
+            };
             if size > 0 {
                 return Ok(state);
             }
@@ -220,18 +267,35 @@ impl<'a, W: Write> Rewriter<'a, W> {
         }
         self.out.write_all(&block).map_err(ArchiveError::Write)?;
         match header.kind {
-            Kind::Pax if size > PAX_BYTES_MAX => Err(refused(format!("a pax header of {size} bytes"))),
-            Kind::Pax if size > 0 => Ok(State::Pax { left: size, padding, content: Vec::new() }),
+            Kind::Pax if size > PAX_BYTES_MAX => {
+                Err(refused(format!("a pax header of {size} bytes")))
+            }
+            Kind::Pax if size > 0 => Ok(State::Pax {
+                left: size,
+                padding,
+                content: Vec::new(),
+            }),
             Kind::Pax | Kind::File | Kind::Bodiless if size == 0 => Ok(State::Header(Vec::new())),
-            Kind::Pax | Kind::File | Kind::Bodiless => Ok(State::Pass { left: size + padding }),
+            Kind::Pax | Kind::File | Kind::Bodiless => Ok(State::Pass {
+                left: size + padding,
+            }),
         }
     }
 
     fn write_edited(&mut self) -> Result<(), ArchiveError> {
         let state = std::mem::replace(&mut self.state, State::Header(Vec::new()));
-        let State::Edit { edit, header, content, .. } = state else { return Ok(()) };
+        let State::Edit {
+            edit,
+            header,
+            content,
+            ..
+        } = state
+        else {
+            return Ok(());
+        };
         let edit = &mut self.edits[edit];
-        let changed = (edit.change)(&content).map_err(|reason| refused(format!("{}: {reason}", edit.name)))?;
+        let changed = (edit.change)(&content)
+            .map_err(|reason| refused(format!("{}: {reason}", edit.name)))?;
         let content = changed.unwrap_or(content);
         let padding = content.len().next_multiple_of(BLOCK) - content.len();
         let write = |out: &mut W| {
@@ -243,12 +307,18 @@ impl<'a, W: Write> Rewriter<'a, W> {
     }
 
     fn read_pax(&mut self, content: &[u8]) -> Result<(), ArchiveError> {
-        for (key, value) in header::pax_records(content).map_err(|source| ArchiveError::Header { at: self.at, source })? {
+        for (key, value) in header::pax_records(content).map_err(|source| ArchiveError::Header {
+            at: self.at,
+            source,
+        })? {
             if key == b"path" {
-                let path = String::from_utf8(value.to_vec()).map_err(|_| refused("a path that is no text"))?;
+                let path = String::from_utf8(value.to_vec())
+                    .map_err(|_| refused("a path that is no text"))?;
                 self.pax.path = Some(path);
             } else if key == b"size" {
-                let text = std::str::from_utf8(value).ok().and_then(|text| text.parse().ok());
+                let text = std::str::from_utf8(value)
+                    .ok()
+                    .and_then(|text| text.parse().ok());
                 self.pax.size = Some(text.ok_or_else(|| refused("a pax size that is no number"))?);
             } else if key.starts_with(b"GNU.sparse") {
                 return Err(refused("it holds a sparse file"));
@@ -267,7 +337,9 @@ fn plain(name: &str) -> &str {
 }
 
 fn refused(reason: impl Into<String>) -> ArchiveError {
-    ArchiveError::Refused { reason: reason.into() }
+    ArchiveError::Refused {
+        reason: reason.into(),
+    }
 }
 
 #[cfg(test)]

@@ -71,16 +71,34 @@ struct ExportedBlob {
 ///
 /// What a pod's status states may also be an image id, when the image was never pulled from a registry. The runtime has
 /// records under ids, never under digests of manifests: that tells the two apart.
-pub async fn digest_of(images: &Images, container: &Container) -> Result<Option<String>, RuntimeError> {
-    let stated = container.image_digest.rsplit('@').next().unwrap_or_default();
+pub async fn digest_of(
+    images: &Images,
+    container: &Container,
+) -> Result<Option<String>, RuntimeError> {
+    let stated = container
+        .image_digest
+        .rsplit('@')
+        .next()
+        .unwrap_or_default();
     let is_stated = stated.starts_with("sha256:");
-    let name = if is_stated { stated.to_owned() } else { full_name(&container.image) };
-    let target = images.record(&name).await?.and_then(|record| record.target).map(|target| target.digest);
+    let name = if is_stated {
+        stated.to_owned()
+    } else {
+        full_name(&container.image)
+    };
+    let target = images
+        .record(&name)
+        .await?
+        .and_then(|record| record.target)
+        .map(|target| target.digest);
     Ok(target.or_else(|| is_stated.then(|| stated.to_owned())))
 }
 
 /// Names of the containers whose image is not complete here.
-pub async fn missing_images(images: &Images, containers: &[Container]) -> Result<Vec<String>, RestoreError> {
+pub async fn missing_images(
+    images: &Images,
+    containers: &[Container],
+) -> Result<Vec<String>, RestoreError> {
     let mut missing = Vec::new();
     for container in containers {
         match base_image(images, container).await {
@@ -90,6 +108,30 @@ pub async fn missing_images(images: &Images, containers: &[Container]) -> Result
         }
     }
     Ok(missing)
+}
+
+/// By container: the digest of the image that its running container was made from, by the runtime's own record of the
+/// container, not by the image's name, which may stand for another image by now.
+pub async fn running_digests(
+    images: &Images,
+    containers: &[Container],
+) -> Result<HashMap<String, String>, RuntimeError> {
+    let mut digests = HashMap::new();
+    for container in containers {
+        let status = images.container_status(&container.container_id).await?;
+        for name in [status.image_ref, status.image_id] {
+            let record = if name.is_empty() {
+                None
+            } else {
+                images.record(&name).await?
+            };
+            if let Some(target) = record.and_then(|record| record.target) {
+                digests.insert(container.name.clone(), target.digest);
+                break;
+            }
+        }
+    }
+    Ok(digests)
 }
 
 /// Stores the images of these containers, the manifest last.
@@ -105,7 +147,11 @@ pub async fn export(
     for container in &request.containers {
         let tree = base_image(images, container).await?;
         let (name, image) = (container.name.clone(), container.image.clone());
-        exported.push(ExportedImage { container: name, image, digest: tree.digest });
+        exported.push(ExportedImage {
+            container: name,
+            image,
+            digest: tree.digest,
+        });
         // A tree begins with its topmost blob: reversed, what is named comes before what names it.
         for blob in tree.blobs.into_iter().rev() {
             if !blobs.iter().any(|known| known.digest == blob.digest) {
@@ -114,12 +160,26 @@ pub async fn export(
         }
     }
     let total = blobs.iter().map(|blob| blob.size).sum();
-    let sources = blobs.iter().map(|blob| pieces_of_blob(images.clone(), blob.digest.clone())).collect();
+    let sources = blobs
+        .iter()
+        .map(|blob| pieces_of_blob(images.clone(), blob.digest.clone()))
+        .collect();
     let stored = save::save(store, &request.store_prefix, sources, total, progress).await?;
-    let blobs = blobs.into_iter().zip(stored.sources).map(|(blob, content)| {
-        let Blob { digest, media_type, size: _ } = blob;
-        ExportedBlob { digest, media_type, content }
-    });
+    let blobs = blobs
+        .into_iter()
+        .zip(stored.sources)
+        .map(|(blob, content)| {
+            let Blob {
+                digest,
+                media_type,
+                size: _,
+            } = blob;
+            ExportedBlob {
+                digest,
+                media_type,
+                content,
+            }
+        });
     let manifest = ImagesManifest {
         version: manifest::VERSION,
         migration: migration.to_owned(),
@@ -131,7 +191,10 @@ pub async fn export(
     let manifest_blake3 = blake3::hash(&bytes).to_hex().to_string();
     let manifest_key = format!("{}images.json", request.store_prefix);
     store.put(&manifest_key, bytes.into()).await?;
-    Ok(ExportedImages { manifest_key, manifest_blake3 })
+    Ok(ExportedImages {
+        manifest_key,
+        manifest_blake3,
+    })
 }
 
 /// Brings exported images into this node's runtime. Repeating this fetches only what is missing.
@@ -148,10 +211,18 @@ pub async fn import(
     let manifest: ImagesManifest = manifest::read_versioned(key, &bytes, &request.manifest_blake3)?;
     let lease = format!("longshore-{migration}");
     take_lease(images, &lease).await?;
-    let imported = import_under(store, images, registry, &lease, &manifest, request, progress).await;
-    let request = leases::DeleteRequest { id: lease.clone(), sync: false };
+    let imported = import_under(
+        store, images, registry, &lease, &manifest, request, progress,
+    )
+    .await;
+    let request = leases::DeleteRequest {
+        id: lease.clone(),
+        sync: false,
+    };
     match images.leases.clone().delete(request).await {
-        Err(status) if status.code() != Code::NotFound => tracing::warn!(lease, %status, "a lease could not be ended"),
+        Err(status) if status.code() != Code::NotFound => {
+            tracing::warn!(lease, %status, "a lease could not be ended")
+        }
         Ok(_) | Err(_) => {}
     }
     imported
@@ -169,7 +240,10 @@ async fn import_under(
     let total = manifest.blobs.iter().map(|blob| blob.content.size).sum();
     let mut done = 0;
     for blob in &manifest.blobs {
-        let nonsense = |reason| manifest::ManifestError::Nonsense { key: request.manifest_key.clone(), reason };
+        let nonsense = |reason| manifest::ManifestError::Nonsense {
+            key: request.manifest_key.clone(),
+            reason,
+        };
         blob.content.check(&blob.digest).map_err(nonsense)?;
         if images.size(&blob.digest).await?.is_none() {
             write_blob(store, images, lease, blob).await?;
@@ -177,11 +251,24 @@ async fn import_under(
         done += blob.content.size;
         progress("images", done, total);
     }
-    for ExportedImage { container, image, digest } in &manifest.images {
-        if !request.containers.iter().any(|wanted| wanted.name == *container) {
+    for ExportedImage {
+        container,
+        image,
+        digest,
+    } in &manifest.images
+    {
+        if !request
+            .containers
+            .iter()
+            .any(|wanted| wanted.name == *container)
+        {
             continue;
         }
-        let asked = Container { name: container.clone(), image_digest: digest.clone(), ..Container::default() };
+        let asked = Container {
+            name: container.clone(),
+            image_digest: digest.clone(),
+            ..Container::default()
+        };
         let tree = base_image(images, &asked).await?;
         registry.enter_base(&tree).await?;
         images.pull(&registry.base_reference(image, digest)).await?;
@@ -203,17 +290,33 @@ async fn enter_name(images: &Images, image: &str, top: &Blob) -> Result<(), Runt
         ..images::Target::default()
     };
     let labels = [("io.cri-containerd.image".to_owned(), "managed".to_owned())].into();
-    let image = images::Image { name: name.clone(), labels, target: Some(target) };
-    match images.records.clone().create(images::CreateImageRequest { image: Some(image) }).await {
-        Err(status) if status.code() != Code::AlreadyExists => Err(failed(format!("enter image {name}"), status)),
+    let image = images::Image {
+        name: name.clone(),
+        labels,
+        target: Some(target),
+    };
+    match images
+        .records
+        .clone()
+        .create(images::CreateImageRequest { image: Some(image) })
+        .await
+    {
+        Err(status) if status.code() != Code::AlreadyExists => {
+            Err(failed(format!("enter image {name}"), status))
+        }
         Ok(_) | Err(_) => Ok(()),
     }
 }
 
 async fn take_lease(images: &Images, lease: &str) -> Result<(), RuntimeError> {
-    let request = leases::CreateRequest { id: lease.to_owned(), ..leases::CreateRequest::default() };
+    let request = leases::CreateRequest {
+        id: lease.to_owned(),
+        ..leases::CreateRequest::default()
+    };
     match images.leases.clone().create(request).await {
-        Err(status) if status.code() != Code::AlreadyExists => Err(failed(format!("take lease {lease}"), status)),
+        Err(status) if status.code() != Code::AlreadyExists => {
+            Err(failed(format!("take lease {lease}"), status))
+        }
         Ok(_) | Err(_) => Ok(()),
     }
 }
@@ -228,15 +331,29 @@ async fn write_blob(
     let doing = || format!("write blob {} into containerd", blob.digest);
     let reference = format!("{lease}-{}", blob.digest);
     // What a crash left half written is begun anew.
-    let _ = images.content.clone().abort(content::AbortRequest { r#ref: reference.clone() }).await;
+    let _ = images
+        .content
+        .clone()
+        .abort(content::AbortRequest {
+            r#ref: reference.clone(),
+        })
+        .await;
     let (sender, receiver) = mpsc::channel(WRITES_WAITING);
     let mut request = Request::new(ReceiverStream::new(receiver));
-    let lease = MetadataValue::try_from(lease).map_err(|_| failed(doing(), Status::invalid_argument("lease name")))?;
+    let lease = MetadataValue::try_from(lease)
+        .map_err(|_| failed(doing(), Status::invalid_argument("lease name")))?;
     request.metadata_mut().insert("containerd-lease", lease);
     let mut client = images.content.clone();
     let write = async {
-        let answers = client.write(request).await.map_err(|status| failed(doing(), status))?.into_inner();
-        answers.try_for_each(|_| async { Ok(()) }).await.map_err(|status| failed(doing(), status))
+        let answers = client
+            .write(request)
+            .await
+            .map_err(|status| failed(doing(), status))?
+            .into_inner();
+        answers
+            .try_for_each(|_| async { Ok(()) })
+            .await
+            .map_err(|status| failed(doing(), status))
     };
     // Fetching ends early when containerd does not take more; its answer is then the reason.
     let (written, sent) = tokio::join!(write, send_blob(store, blob, reference, sender));
@@ -262,22 +379,40 @@ async fn send_blob(
         offset: number(offset),
         ..content::WriteContentRequest::default()
     };
-    let mut packs = std::pin::pin!(fetch::packs(store.clone(), &blob.content, Arc::new(Traffic::default())));
+    let mut packs = std::pin::pin!(fetch::packs(
+        store.clone(),
+        &blob.content,
+        Arc::new(Traffic::default())
+    ));
     let mut offset = 0;
     let mut document = BytesMut::new();
     while let Some(pack) = packs.try_next().await? {
         // Only documents have references to follow, and those fit in one pack.
-        document = if offset == 0 { BytesMut::from(&pack[..]) } else { BytesMut::new() };
+        document = if offset == 0 {
+            BytesMut::from(&pack[..])
+        } else {
+            BytesMut::new()
+        };
         for part in pack.chunks(WRITE_BYTES) {
             let data = part.to_vec();
-            if sender.send(content::WriteContentRequest { data, ..message(content::WriteAction::Write, offset) }).await.is_err() {
+            if sender
+                .send(content::WriteContentRequest {
+                    data,
+                    ..message(content::WriteAction::Write, offset)
+                })
+                .await
+                .is_err()
+            {
                 return Ok(());
             }
             offset += part.len() as u64;
         }
     }
     let labels = collection_labels(&blob.media_type, &document);
-    let commit = content::WriteContentRequest { labels, ..message(content::WriteAction::Commit, offset) };
+    let commit = content::WriteContentRequest {
+        labels,
+        ..message(content::WriteAction::Commit, offset)
+    };
     let _ = sender.send(commit).await;
     Ok(())
 }
@@ -300,23 +435,43 @@ fn collection_labels(media_type: &str, document: &[u8]) -> HashMap<String, Strin
     if !media_type.contains("manifest") && !media_type.contains("index") {
         return HashMap::new();
     }
-    let Ok(Document { manifests, config, layers }) = serde_json::from_slice(document) else {
+    let Ok(Document {
+        manifests,
+        config,
+        layers,
+    }) = serde_json::from_slice(document)
+    else {
         return HashMap::new();
     };
-    let label = |key: String, named: Named| (format!("containerd.io/gc.ref.content.{key}"), named.digest);
-    let manifests = manifests.into_iter().enumerate().map(|(at, named)| label(format!("m.{at}"), named));
-    let layers = layers.into_iter().enumerate().map(|(at, named)| label(format!("l.{at}"), named));
-    manifests.chain(config.map(|named| label("config".to_owned(), named))).chain(layers).collect()
+    let label =
+        |key: String, named: Named| (format!("containerd.io/gc.ref.content.{key}"), named.digest);
+    let manifests = manifests
+        .into_iter()
+        .enumerate()
+        .map(|(at, named)| label(format!("m.{at}"), named));
+    let layers = layers
+        .into_iter()
+        .enumerate()
+        .map(|(at, named)| label(format!("l.{at}"), named));
+    manifests
+        .chain(config.map(|named| label("config".to_owned(), named)))
+        .chain(layers)
+        .collect()
 }
 
 /// A blob in pieces of a pack's size.
 fn pieces_of_blob(images: Images, digest: String) -> Pieces {
     let what = digest.clone();
     let parts = stream::once(async move { images.read(&digest, 0, 0).await }).try_flatten();
-    let parts = parts.map_err(move |error| SaveError::Read { what: what.clone(), source: std::io::Error::other(error) });
+    let parts = parts.map_err(move |error| SaveError::Read {
+        what: what.clone(),
+        source: std::io::Error::other(error),
+    });
     let start = Some((parts.boxed(), BytesMut::new()));
     stream::try_unfold(start, |state| async move {
-        let Some((mut parts, mut waiting)) = state else { return Ok(None) };
+        let Some((mut parts, mut waiting)) = state else {
+            return Ok(None);
+        };
         while waiting.len() < PACK_RAW_BYTES_MAX {
             let Some(part) = parts.try_next().await? else {
                 let last = waiting.freeze();
@@ -340,7 +495,11 @@ fn full_name(image: &str) -> String {
         (false, false) => format!("docker.io/library/{image}"),
     };
     let last = with_registry.rsplit('/').next().unwrap_or_default();
-    if last.contains([':', '@']) { with_registry } else { format!("{with_registry}:latest") }
+    if last.contains([':', '@']) {
+        with_registry
+    } else {
+        format!("{with_registry}:latest")
+    }
 }
 
 /// A full name without tag and digest.

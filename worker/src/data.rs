@@ -1,11 +1,11 @@
 //! The data path as the agent sees it: bytes out of archives into the store, and back into the runtime.
 
-use std::{error::Error, path::PathBuf, sync::Arc};
+use std::{collections::HashMap, error::Error, path::PathBuf, sync::Arc};
 
 use async_trait::async_trait;
 use proto::worker::{
-    Deliver, Delivered, Disarm, ExportImages, ExportedImages, HasImages, ImportImages, Span, Tidy, Verified, Verify,
-    Withdraw,
+    Container, Deliver, Delivered, Disarm, ExportImages, ExportedImages, HasImages, ImportImages,
+    Span, Tidy, Verified, Verify, Withdraw,
 };
 
 use crate::{
@@ -73,6 +73,11 @@ pub trait Data: Send + Sync {
     async fn tidy(&self, migration: &str, request: &Tidy) -> Result<(), DataError>;
     /// Names of the containers whose image is not complete on this node.
     async fn has_images(&self, request: &HasImages) -> Result<Vec<String>, DataError>;
+    /// By container: the digest of the image it runs from.
+    async fn running_digests(
+        &self,
+        containers: &[Container],
+    ) -> Result<HashMap<String, String>, DataError>;
     /// Stores the images of these containers.
     async fn export_images(
         &self,
@@ -113,10 +118,25 @@ pub struct DataPath {
 
 impl DataPath {
     /// Puts the parts together; the caller serves `registry` besides.
-    pub fn new(store: Arc<dyn Store>, images: Images, registry: Arc<Registry>, state_dir: PathBuf) -> Self {
+    pub fn new(
+        store: Arc<dyn Store>,
+        images: Images,
+        registry: Arc<Registry>,
+        state_dir: PathBuf,
+    ) -> Self {
         let (images_too, registry_too) = (images.clone(), registry.clone());
-        let restorer = Restorer { store: store.clone(), images: images_too, registry: registry_too, state_dir };
-        Self { store, images, registry, restorer }
+        let restorer = Restorer {
+            store: store.clone(),
+            images: images_too,
+            registry: registry_too,
+            state_dir,
+        };
+        Self {
+            store,
+            images,
+            registry,
+            restorer,
+        }
     }
 
     /// Removes names that were kept for pods which are gone: the worker calls this every minute or so.
@@ -137,11 +157,26 @@ impl Data for DataPath {
         let mut total = 0;
         for (container, path) in archives {
             let facts = tokio::fs::metadata(path).await;
-            total += facts.map_err(|error| DataError(format!("read the archive of container {container}: {error}")))?.len();
+            total += facts
+                .map_err(|error| {
+                    DataError(format!(
+                        "read the archive of container {container}: {error}"
+                    ))
+                })?
+                .len();
         }
-        let sources = archives.iter().map(|(_, path)| pieces_of_file(path.clone())).collect();
-        let stored = save(&self.store, prefix, sources, total, progress).await.map_err(DataError::of)?;
-        let packs = stored.sources.iter().map(|source| source.packs.len()).sum::<usize>();
+        let sources = archives
+            .iter()
+            .map(|(_, path)| pieces_of_file(path.clone()))
+            .collect();
+        let stored = save(&self.store, prefix, sources, total, progress)
+            .await
+            .map_err(DataError::of)?;
+        let packs = stored
+            .sources
+            .iter()
+            .map(|source| source.packs.len())
+            .sum::<usize>();
         let raw_bytes = stored.sources.iter().map(|source| source.size).sum();
         let containers = archives.iter().zip(stored.sources);
         let manifest = Manifest {
@@ -149,7 +184,10 @@ impl Data for DataPath {
             migration: migration.to_owned(),
             created_unix_ns: now_unix_ns(),
             containers: containers
-                .map(|((container, _), archive)| ContainerArchive { container: container.clone(), archive })
+                .map(|((container, _), archive)| ContainerArchive {
+                    container: container.clone(),
+                    archive,
+                })
                 .collect(),
         };
         // The manifest is last: while it is missing there is no checkpoint, however many packs there are.
@@ -158,11 +196,21 @@ impl Data for DataPath {
         let manifest_blake3 = blake3::hash(&bytes).to_hex().to_string();
         let manifest_key = format!("{prefix}manifest.json");
         let stored_bytes = stored.stored_bytes + bytes.len() as u64;
-        self.store.put(&manifest_key, bytes.into()).await.map_err(DataError::of)?;
+        self.store
+            .put(&manifest_key, bytes.into())
+            .await
+            .map_err(DataError::of)?;
         let mut spans = stored.spans;
         spans.push(span_since("put manifest", "", start, []));
         let packs = u32::try_from(packs).unwrap_or(u32::MAX);
-        Ok(Saved { manifest_key, manifest_blake3, raw_bytes, stored_bytes, packs, spans })
+        Ok(Saved {
+            manifest_key,
+            manifest_blake3,
+            raw_bytes,
+            stored_bytes,
+            packs,
+            spans,
+        })
     }
 
     async fn deliver(
@@ -172,12 +220,17 @@ impl Data for DataPath {
         request: &Deliver,
         progress: &ProgressFn,
     ) -> Result<(Delivered, Vec<Span>), DataError> {
-        self.restorer.deliver(migration, revision, request, progress).await.map_err(DataError::of)
+        self.restorer
+            .deliver(migration, revision, request, progress)
+            .await
+            .map_err(DataError::of)
     }
 
     async fn verify(&self, request: &Verify) -> Result<Verified, DataError> {
         let prefix = self.registry.checkpoint_prefix(&request.migration_id);
-        verify::verify(&self.images, &prefix, request).await.map_err(DataError::of)
+        verify::verify(&self.images, &prefix, request)
+            .await
+            .map_err(DataError::of)
     }
 
     async fn disarm(&self, request: &Disarm) -> Result<(), DataError> {
@@ -185,15 +238,32 @@ impl Data for DataPath {
     }
 
     async fn withdraw(&self, migration: &str, request: &Withdraw) -> Result<(), DataError> {
-        self.restorer.withdraw(migration, request).await.map_err(DataError::of)
+        self.restorer
+            .withdraw(migration, request)
+            .await
+            .map_err(DataError::of)
     }
 
     async fn tidy(&self, migration: &str, request: &Tidy) -> Result<(), DataError> {
-        self.restorer.tidy(migration, request).await.map_err(DataError::of)
+        self.restorer
+            .tidy(migration, request)
+            .await
+            .map_err(DataError::of)
     }
 
     async fn has_images(&self, request: &HasImages) -> Result<Vec<String>, DataError> {
-        content::missing_images(&self.images, &request.containers).await.map_err(DataError::of)
+        content::missing_images(&self.images, &request.containers)
+            .await
+            .map_err(DataError::of)
+    }
+
+    async fn running_digests(
+        &self,
+        containers: &[Container],
+    ) -> Result<HashMap<String, String>, DataError> {
+        content::running_digests(&self.images, containers)
+            .await
+            .map_err(DataError::of)
     }
 
     async fn export_images(
@@ -202,7 +272,9 @@ impl Data for DataPath {
         request: &ExportImages,
         progress: &ProgressFn,
     ) -> Result<ExportedImages, DataError> {
-        content::export(&self.store, &self.images, migration, request, progress).await.map_err(DataError::of)
+        content::export(&self.store, &self.images, migration, request, progress)
+            .await
+            .map_err(DataError::of)
     }
 
     async fn import_images(
@@ -211,8 +283,15 @@ impl Data for DataPath {
         request: &ImportImages,
         progress: &ProgressFn,
     ) -> Result<(), DataError> {
-        content::import(&self.store, &self.images, &self.registry, migration, request, progress)
-            .await
-            .map_err(DataError::of)
+        content::import(
+            &self.store,
+            &self.images,
+            &self.registry,
+            migration,
+            request,
+            progress,
+        )
+        .await
+        .map_err(DataError::of)
     }
 }

@@ -55,23 +55,40 @@ pub fn packs(
 ) -> impl Stream<Item = Result<Bytes, FetchError>> + Send + use<> {
     stream::iter(packed.packs.clone())
         // A task each: bodies go on arriving while the reader is busy with what it has.
-        .map(move |pack| AbortOnDropHandle::new(tokio::spawn(get(store.clone(), pack, traffic.clone()))))
+        .map(move |pack| {
+            AbortOnDropHandle::new(tokio::spawn(get(store.clone(), pack, traffic.clone())))
+        })
         .buffered(GETS_IN_FLIGHT)
         .map(|got| async move {
             let (pack, stored) = got.map_err(|_| FetchError::Stopped)??;
-            tokio::task::spawn_blocking(move || open(&pack, &stored)).await.map_err(|_| FetchError::Stopped)?
+            tokio::task::spawn_blocking(move || open(&pack, &stored))
+                .await
+                .map_err(|_| FetchError::Stopped)?
         })
         .buffered(DECOMPRESSORS)
 }
 
-async fn get(store: Arc<dyn Store>, pack: Pack, traffic: Arc<Traffic>) -> Result<(Pack, Bytes), FetchError> {
+async fn get(
+    store: Arc<dyn Store>,
+    pack: Pack,
+    traffic: Arc<Traffic>,
+) -> Result<(Pack, Bytes), FetchError> {
     let start = now_unix_ns();
     let mut attempt = 1;
     let stored = loop {
         match store.get(&pack.key).await {
             Ok(stored) => break stored,
-            Err(StoreError { fault: Fault::Unreachable { detail }, key, .. }) if attempt < GET_ATTEMPTS_MAX => {
-                tracing::info!(key, attempt, detail, "a pack was lost on its way, asked again");
+            Err(StoreError {
+                fault: Fault::Unreachable { detail },
+                key,
+                ..
+            }) if attempt < GET_ATTEMPTS_MAX => {
+                tracing::info!(
+                    key,
+                    attempt,
+                    detail,
+                    "a pack was lost on its way, asked again"
+                );
                 attempt += 1;
             }
             Err(error) => return Err(error.into()),
@@ -83,24 +100,41 @@ async fn get(store: Arc<dyn Store>, pack: Pack, traffic: Arc<Traffic>) -> Result
 
 /// The raw bytes of a stored object, or why it is not the object that was stored.
 fn open(pack: &Pack, stored: &[u8]) -> Result<Bytes, FetchError> {
-    let damaged = |reason: String| FetchError::Damaged { key: pack.key.clone(), reason };
+    let damaged = |reason: String| FetchError::Damaged {
+        key: pack.key.clone(),
+        reason,
+    };
     if stored.len() as u64 != pack.stored_bytes {
-        return Err(damaged(format!("it has {} bytes, expected {}", stored.len(), pack.stored_bytes)));
+        return Err(damaged(format!(
+            "it has {} bytes, expected {}",
+            stored.len(),
+            pack.stored_bytes
+        )));
     }
     let found = blake3::hash(stored).to_hex();
     if found.as_str() != pack.blake3 {
-        return Err(damaged(format!("its hash is {found}, expected {}", pack.blake3)));
+        return Err(damaged(format!(
+            "its hash is {found}, expected {}",
+            pack.blake3
+        )));
     }
     // The manifest was checked: a pack never claims more than a reader provides for.
-    let size = usize::try_from(pack.raw_bytes).map_err(|_| damaged("it claims an impossible size".to_owned()))?;
-    let raw = zstd::bulk::decompress(stored, size).map_err(|error| damaged(format!("it does not decompress: {error}")))?;
+    let size = usize::try_from(pack.raw_bytes)
+        .map_err(|_| damaged("it claims an impossible size".to_owned()))?;
+    let raw = zstd::bulk::decompress(stored, size)
+        .map_err(|error| damaged(format!("it does not decompress: {error}")))?;
     if raw.len() != size {
-        return Err(damaged(format!("it holds {} bytes, expected {size}", raw.len())));
+        return Err(damaged(format!(
+            "it holds {} bytes, expected {size}",
+            raw.len()
+        )));
     }
     if let Some(expected) = &pack.raw_blake3 {
         let found = blake3::hash(&raw).to_hex();
         if found.as_str() != expected {
-            return Err(damaged(format!("the hash of its content is {found}, expected {expected}")));
+            return Err(damaged(format!(
+                "the hash of its content is {found}, expected {expected}"
+            )));
         }
     }
     Ok(raw.into())

@@ -36,7 +36,10 @@ pub struct Namespace;
 
 impl Interceptor for Namespace {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
-        request.metadata_mut().insert("containerd-namespace", tonic::metadata::MetadataValue::from_static("k8s.io"));
+        request.metadata_mut().insert(
+            "containerd-namespace",
+            tonic::metadata::MetadataValue::from_static("k8s.io"),
+        );
         Ok(request)
     }
 }
@@ -124,27 +127,52 @@ impl Images {
             async move { UnixStream::connect(socket).await.map(TokioIo::new) }
         });
         let endpoint = Endpoint::from_static("http://containerd");
-        let pulls = endpoint.clone().timeout(PULL_TIMEOUT).connect_with_connector_lazy(connect.clone());
-        let channel = endpoint.timeout(CALL_TIMEOUT).connect_with_connector_lazy(connect);
+        let pulls = endpoint
+            .clone()
+            .timeout(PULL_TIMEOUT)
+            .connect_with_connector_lazy(connect.clone());
+        let channel = endpoint
+            .timeout(CALL_TIMEOUT)
+            .connect_with_connector_lazy(connect);
         // 16 MiB: gRPC's own limit on the runtime's side; blobs come in pieces far below.
         let large = 16 << 20;
         Self {
-            content: content::content_client::ContentClient::with_interceptor(channel.clone(), Namespace)
-                .max_decoding_message_size(large),
-            records: images::images_client::ImagesClient::with_interceptor(channel.clone(), Namespace)
-                .max_decoding_message_size(large),
-            leases: leases::leases_client::LeasesClient::with_interceptor(channel.clone(), Namespace),
-            cri_images: cri::image_service_client::ImageServiceClient::with_interceptor(pulls, Namespace),
-            cri_runtime: cri::runtime_service_client::RuntimeServiceClient::with_interceptor(channel, Namespace)
-                .max_decoding_message_size(large),
+            content: content::content_client::ContentClient::with_interceptor(
+                channel.clone(),
+                Namespace,
+            )
+            .max_decoding_message_size(large),
+            records: images::images_client::ImagesClient::with_interceptor(
+                channel.clone(),
+                Namespace,
+            )
+            .max_decoding_message_size(large),
+            leases: leases::leases_client::LeasesClient::with_interceptor(
+                channel.clone(),
+                Namespace,
+            ),
+            cri_images: cri::image_service_client::ImageServiceClient::with_interceptor(
+                pulls, Namespace,
+            ),
+            cri_runtime: cri::runtime_service_client::RuntimeServiceClient::with_interceptor(
+                channel, Namespace,
+            )
+            .max_decoding_message_size(large),
         }
     }
 
     /// Bytes of a blob; `None` when it is not here.
     pub async fn size(&self, digest: &str) -> Result<Option<u64>, RuntimeError> {
-        let request = content::InfoRequest { digest: digest.to_owned() };
+        let request = content::InfoRequest {
+            digest: digest.to_owned(),
+        };
         match self.content.clone().info(request).await {
-            Ok(answer) => Ok(Some(answer.into_inner().info.map_or(0, |info| u64::try_from(info.size).unwrap_or(0)))),
+            Ok(answer) => Ok(Some(
+                answer
+                    .into_inner()
+                    .info
+                    .map_or(0, |info| u64::try_from(info.size).unwrap_or(0)),
+            )),
             Err(status) if status.code() == Code::NotFound => Ok(None),
             Err(status) => Err(failed(format!("look for blob {digest}"), status)),
         }
@@ -159,9 +187,17 @@ impl Images {
     ) -> Result<impl Stream<Item = Result<Bytes, RuntimeError>> + Send + use<>, RuntimeError> {
         let doing = format!("read blob {digest}");
         let number = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
-        let request =
-            content::ReadContentRequest { digest: digest.to_owned(), offset: number(offset), size: number(size) };
-        let answer = self.content.clone().read(request).await.map_err(|status| failed(doing.clone(), status))?;
+        let request = content::ReadContentRequest {
+            digest: digest.to_owned(),
+            offset: number(offset),
+            size: number(size),
+        };
+        let answer = self
+            .content
+            .clone()
+            .read(request)
+            .await
+            .map_err(|status| failed(doing.clone(), status))?;
         Ok(answer.into_inner().map(move |part| match part {
             Ok(part) => Ok(Bytes::from(part.data)),
             Err(status) => Err(failed(doing.clone(), status)),
@@ -185,7 +221,10 @@ impl Images {
 
     /// Follows an image from its topmost blob as far as this architecture needs it.
     pub async fn tree(&self, digest: &str) -> Result<ImageTree, RuntimeError> {
-        let mut tree = ImageTree { digest: digest.to_owned(), ..ImageTree::default() };
+        let mut tree = ImageTree {
+            digest: digest.to_owned(),
+            ..ImageTree::default()
+        };
         let mut next = Some((digest.to_owned(), String::new()));
         while let Some((digest, media_type)) = next.take() {
             let Some(bytes) = self.document(&digest).await? else {
@@ -193,23 +232,61 @@ impl Images {
                 break;
             };
             let document: Document = serde_json::from_slice(&bytes).map_err(|error| {
-                failed(format!("read manifest {digest}"), Status::data_loss(error.to_string()))
+                failed(
+                    format!("read manifest {digest}"),
+                    Status::data_loss(error.to_string()),
+                )
             })?;
-            let media_type = document.media_type.clone().filter(|own| !own.is_empty()).unwrap_or(media_type);
-            let media_type = if media_type.is_empty() { document.usual_media_type() } else { media_type };
+            let media_type = document
+                .media_type
+                .clone()
+                .filter(|own| !own.is_empty())
+                .unwrap_or(media_type);
+            let media_type = if media_type.is_empty() {
+                document.usual_media_type()
+            } else {
+                media_type
+            };
             if tree.media_type.is_empty() {
                 tree.media_type = media_type.clone();
             }
-            tree.blobs.push(Blob { digest, size: bytes.len() as u64, media_type });
-            next = document.manifest_for_us().map(|entry| (entry.digest.clone(), entry.media_type.clone()));
-            let Document { config, layers, manifests, media_type: _ } = document;
+            tree.blobs.push(Blob {
+                digest,
+                size: bytes.len() as u64,
+                media_type,
+            });
+            next = document
+                .manifest_for_us()
+                .map(|entry| (entry.digest.clone(), entry.media_type.clone()));
+            let Document {
+                config,
+                layers,
+                manifests,
+                media_type: _,
+            } = document;
             if !manifests.is_empty() && next.is_none() {
-                tree.missing.push(format!("a manifest for {} in {}", architecture(), tree.digest));
+                tree.missing.push(format!(
+                    "a manifest for {} in {}",
+                    architecture(),
+                    tree.digest
+                ));
             }
-            tree.image_id = config.as_ref().map(|config| config.digest.clone()).unwrap_or_default();
-            for Descriptor { digest, media_type, platform: _ } in config.into_iter().chain(layers) {
+            tree.image_id = config
+                .as_ref()
+                .map(|config| config.digest.clone())
+                .unwrap_or_default();
+            for Descriptor {
+                digest,
+                media_type,
+                platform: _,
+            } in config.into_iter().chain(layers)
+            {
                 match self.size(&digest).await? {
-                    Some(size) => tree.blobs.push(Blob { digest, size, media_type }),
+                    Some(size) => tree.blobs.push(Blob {
+                        digest,
+                        size,
+                        media_type,
+                    }),
                     None => tree.missing.push(digest),
                 }
             }
@@ -219,7 +296,14 @@ impl Images {
 
     /// What a name stands for; `None` when the runtime has no record of it.
     pub async fn record(&self, name: &str) -> Result<Option<images::Image>, RuntimeError> {
-        match self.records.clone().get(images::GetImageRequest { name: name.to_owned() }).await {
+        match self
+            .records
+            .clone()
+            .get(images::GetImageRequest {
+                name: name.to_owned(),
+            })
+            .await
+        {
             Ok(answer) => Ok(answer.into_inner().image),
             Err(status) if status.code() == Code::NotFound => Ok(None),
             Err(status) => Err(failed(format!("look up image {name}"), status)),
@@ -228,14 +312,35 @@ impl Images {
 
     /// Names of the records that begin with `prefix`.
     pub async fn names(&self, prefix: &str) -> Result<Vec<String>, RuntimeError> {
-        let answer = self.records.clone().list(images::ListImagesRequest { filters: Vec::new() }).await;
-        let answer = answer.map_err(|status| failed("list images".to_owned(), status))?.into_inner();
-        Ok(answer.images.into_iter().map(|image| image.name).filter(|name| name.starts_with(prefix)).collect())
+        let answer = self
+            .records
+            .clone()
+            .list(images::ListImagesRequest {
+                filters: Vec::new(),
+            })
+            .await;
+        let answer = answer
+            .map_err(|status| failed("list images".to_owned(), status))?
+            .into_inner();
+        Ok(answer
+            .images
+            .into_iter()
+            .map(|image| image.name)
+            .filter(|name| name.starts_with(prefix))
+            .collect())
     }
 
     /// Removes a name; one that is not there is removed already.
     pub async fn forget(&self, name: &str) -> Result<(), RuntimeError> {
-        match self.records.clone().delete(images::DeleteImageRequest { name: name.to_owned(), sync: false }).await {
+        match self
+            .records
+            .clone()
+            .delete(images::DeleteImageRequest {
+                name: name.to_owned(),
+                sync: false,
+            })
+            .await
+        {
             Ok(_) => Ok(()),
             Err(status) if status.code() == Code::NotFound => Ok(()),
             Err(status) => Err(failed(format!("remove image {name}"), status)),
@@ -247,56 +352,114 @@ impl Images {
         let key = "io.cri-containerd.pinned";
         let value = if pinned { "pinned" } else { "" };
         let Some(record) = self.record(name).await? else {
-            return Err(failed(format!("pin image {name}"), Status::not_found("there is no such image")));
+            return Err(failed(
+                format!("pin image {name}"),
+                Status::not_found("there is no such image"),
+            ));
         };
         // The mask lets only the label change; the target is sent because containerd reads it from every request.
-        let image = images::Image { labels: HashMap::from([(key.to_owned(), value.to_owned())]), ..record };
-        let update_mask = Some(prost_types::FieldMask { paths: vec![format!("labels.{key}")] });
-        let request = images::UpdateImageRequest { image: Some(image), update_mask };
-        self.records.clone().update(request).await.map_err(|status| failed(format!("pin image {name}"), status))?;
+        let image = images::Image {
+            labels: HashMap::from([(key.to_owned(), value.to_owned())]),
+            ..record
+        };
+        let update_mask = Some(prost_types::FieldMask {
+            paths: vec![format!("labels.{key}")],
+        });
+        let request = images::UpdateImageRequest {
+            image: Some(image),
+            update_mask,
+        };
+        self.records
+            .clone()
+            .update(request)
+            .await
+            .map_err(|status| failed(format!("pin image {name}"), status))?;
         Ok(())
     }
 
     /// Has the runtime pull an image as it would for the kubelet, unpacked and all; gives its id.
     pub async fn pull(&self, reference: &str) -> Result<String, RuntimeError> {
-        let image = Some(cri::ImageName { image: reference.to_owned() });
-        let answer = self.cri_images.clone().pull_image(cri::PullImageRequest { image }).await;
-        Ok(answer.map_err(|status| failed(format!("pull image {reference}"), status))?.into_inner().image_ref)
+        let image = Some(cri::ImageName {
+            image: reference.to_owned(),
+        });
+        let answer = self
+            .cri_images
+            .clone()
+            .pull_image(cri::PullImageRequest { image })
+            .await;
+        Ok(answer
+            .map_err(|status| failed(format!("pull image {reference}"), status))?
+            .into_inner()
+            .image_ref)
     }
 
     /// The id the runtime knows a reference under.
     pub async fn image_id(&self, reference: &str) -> Result<Option<String>, RuntimeError> {
-        let image = Some(cri::ImageName { image: reference.to_owned() });
+        let image = Some(cri::ImageName {
+            image: reference.to_owned(),
+        });
         let request = cri::ImageStatusRequest { image };
         let answer = self.cri_images.clone().image_status(request).await;
-        let answer = answer.map_err(|status| failed(format!("ask for image {reference}"), status))?.into_inner();
+        let answer = answer
+            .map_err(|status| failed(format!("ask for image {reference}"), status))?
+            .into_inner();
         Ok(answer.image.map(|image| image.id))
     }
 
     /// All containers of a pod, dead ones too.
     pub async fn containers_of(&self, pod_uid: &str) -> Result<Vec<cri::Container>, RuntimeError> {
-        let label_selector = HashMap::from([("io.kubernetes.pod.uid".to_owned(), pod_uid.to_owned())]);
-        let filter = cri::ContainerFilter { label_selector, ..cri::ContainerFilter::default() };
-        let request = cri::ListContainersRequest { filter: Some(filter) };
+        let label_selector =
+            HashMap::from([("io.kubernetes.pod.uid".to_owned(), pod_uid.to_owned())]);
+        let filter = cri::ContainerFilter {
+            label_selector,
+            ..cri::ContainerFilter::default()
+        };
+        let request = cri::ListContainersRequest {
+            filter: Some(filter),
+        };
         let answer = self.cri_runtime.clone().list_containers(request).await;
-        Ok(answer.map_err(|status| failed(format!("list containers of pod {pod_uid}"), status))?.into_inner().containers)
+        Ok(answer
+            .map_err(|status| failed(format!("list containers of pod {pod_uid}"), status))?
+            .into_inner()
+            .containers)
     }
 
     /// How a container is.
     pub async fn container_status(&self, id: &str) -> Result<cri::ContainerStatus, RuntimeError> {
-        let request = cri::ContainerStatusRequest { container_id: id.to_owned(), verbose: false };
+        let request = cri::ContainerStatusRequest {
+            container_id: id.to_owned(),
+            verbose: false,
+        };
         let answer = self.cri_runtime.clone().container_status(request).await;
-        let answer = answer.map_err(|status| failed(format!("ask for container {id}"), status))?.into_inner();
-        answer.status.ok_or_else(|| failed(format!("ask for container {id}"), Status::not_found("no status given")))
+        let answer = answer
+            .map_err(|status| failed(format!("ask for container {id}"), status))?
+            .into_inner();
+        answer.status.ok_or_else(|| {
+            failed(
+                format!("ask for container {id}"),
+                Status::not_found("no status given"),
+            )
+        })
     }
 
     /// States of a pod's sandboxes: only a ready one can still start containers.
-    pub async fn sandboxes_of(&self, pod_uid: &str) -> Result<Vec<cri::PodSandboxState>, RuntimeError> {
-        let label_selector = HashMap::from([("io.kubernetes.pod.uid".to_owned(), pod_uid.to_owned())]);
-        let filter = cri::PodSandboxFilter { id: String::new(), label_selector };
-        let request = cri::ListPodSandboxRequest { filter: Some(filter) };
+    pub async fn sandboxes_of(
+        &self,
+        pod_uid: &str,
+    ) -> Result<Vec<cri::PodSandboxState>, RuntimeError> {
+        let label_selector =
+            HashMap::from([("io.kubernetes.pod.uid".to_owned(), pod_uid.to_owned())]);
+        let filter = cri::PodSandboxFilter {
+            id: String::new(),
+            label_selector,
+        };
+        let request = cri::ListPodSandboxRequest {
+            filter: Some(filter),
+        };
         let answer = self.cri_runtime.clone().list_pod_sandbox(request).await;
-        let answer = answer.map_err(|status| failed(format!("list sandboxes of pod {pod_uid}"), status))?.into_inner();
+        let answer = answer
+            .map_err(|status| failed(format!("list sandboxes of pod {pod_uid}"), status))?
+            .into_inner();
         Ok(answer.items.iter().map(cri::PodSandbox::state).collect())
     }
 }
@@ -305,21 +468,30 @@ impl Document {
     /// In an index: the first manifest for this architecture.
     fn manifest_for_us(&self) -> Option<&Descriptor> {
         self.manifests.iter().find(|entry| match &entry.platform {
-            Some(Platform { architecture, os }) => os == "linux" && architecture == crate::rebuild::architecture(),
+            Some(Platform { architecture, os }) => {
+                os == "linux" && architecture == crate::rebuild::architecture()
+            }
             None => true,
         })
     }
 
     /// OCI documents may leave their media type out.
     fn usual_media_type(&self) -> String {
-        let kind = if self.manifests.is_empty() { "manifest" } else { "index" };
+        let kind = if self.manifests.is_empty() {
+            "manifest"
+        } else {
+            "index"
+        };
         format!("application/vnd.oci.image.{kind}.v1+json")
     }
 }
 
 /// A failed call as an error.
 pub fn failed(doing: String, status: Status) -> RuntimeError {
-    RuntimeError { doing, status: Box::new(status) }
+    RuntimeError {
+        doing,
+        status: Box::new(status),
+    }
 }
 
 /// The runtime's words, and what they mean where they don't say it.

@@ -117,12 +117,29 @@ fn tools(config: Config) -> Result<Tools> {
 
 /// The data path is made here, and only here.
 fn data(config: &Config) -> Result<(Arc<DataPath>, Arc<Registry>)> {
-    let worker::config::Store { endpoint, region, bucket, access_key_id, secret_access_key } = config.store.clone();
-    let store = S3::new(S3Place { endpoint, region, bucket, access_key_id, secret_access_key });
+    let worker::config::Store {
+        endpoint,
+        region,
+        bucket,
+        access_key_id,
+        secret_access_key,
+    } = config.store.clone();
+    let store = S3::new(S3Place {
+        endpoint,
+        region,
+        bucket,
+        access_key_id,
+        secret_access_key,
+    });
     let images = Images::new(config.containerd_socket.clone());
-    let registry =
-        Registry::open(&config.state_dir, config.registry_port, images.clone()).context("open the registry")?;
-    let path = DataPath::new(Arc::new(store), images, registry.clone(), config.state_dir.clone());
+    let registry = Registry::open(&config.state_dir, config.registry_port, images.clone())
+        .context("open the registry")?;
+    let path = DataPath::new(
+        Arc::new(store),
+        images,
+        registry.clone(),
+        config.state_dir.clone(),
+    );
     Ok((Arc::new(path), registry))
 }
 

@@ -71,7 +71,9 @@ pub struct Pack {
 #[derive(Debug, thiserror::Error)]
 pub enum ManifestError {
     /// Other bytes than were promised.
-    #[error("manifest {key:?}: its hash is {found}, expected {expected}: it was damaged or exchanged")]
+    #[error(
+        "manifest {key:?}: its hash is {found}, expected {expected}: it was damaged or exchanged"
+    )]
     Hash {
         /// Where it was read.
         key: String,
@@ -81,7 +83,9 @@ pub enum ManifestError {
         found: String,
     },
     /// From another time.
-    #[error("manifest {key:?} has version {found}, this worker reads version {VERSION}: use a worker that knows it")]
+    #[error(
+        "manifest {key:?} has version {found}, this worker reads version {VERSION}: use a worker that knows it"
+    )]
     Version {
         /// Where it was read.
         key: String,
@@ -114,10 +118,19 @@ impl Manifest {
     }
 
     /// Reads and checks what `key` held against the hash that was promised for it.
-    pub fn from_bytes(key: &str, bytes: &[u8], expected_blake3: &str) -> Result<Self, ManifestError> {
+    pub fn from_bytes(
+        key: &str,
+        bytes: &[u8],
+        expected_blake3: &str,
+    ) -> Result<Self, ManifestError> {
         let manifest: Self = read_versioned(key, bytes, expected_blake3)?;
         for ContainerArchive { container, archive } in &manifest.containers {
-            archive.check(container).map_err(|reason| ManifestError::Nonsense { key: key.to_owned(), reason })?;
+            archive
+                .check(container)
+                .map_err(|reason| ManifestError::Nonsense {
+                    key: key.to_owned(),
+                    reason,
+                })?;
         }
         Ok(manifest)
     }
@@ -129,11 +142,23 @@ impl Packed {
         let mut sum = 0u64;
         for pack in &self.packs {
             if pack.raw_bytes == 0 || pack.raw_bytes > PACK_RAW_BYTES_MAX as u64 {
-                return Err(format!("{whose}: pack {:?} claims {} bytes", pack.key, pack.raw_bytes));
+                return Err(format!(
+                    "{whose}: pack {:?} claims {} bytes",
+                    pack.key, pack.raw_bytes
+                ));
             }
-            sum = sum.checked_add(pack.raw_bytes).ok_or_else(|| format!("{whose}: sizes overflow"))?;
+            sum = sum
+                .checked_add(pack.raw_bytes)
+                .ok_or_else(|| format!("{whose}: sizes overflow"))?;
         }
-        if sum == self.size { Ok(()) } else { Err(format!("{whose}: its packs hold {sum} bytes of {}", self.size)) }
+        if sum == self.size {
+            Ok(())
+        } else {
+            Err(format!(
+                "{whose}: its packs hold {sum} bytes of {}",
+                self.size
+            ))
+        }
     }
 }
 
@@ -149,17 +174,27 @@ pub fn read_versioned<T: for<'de> Deserialize<'de>>(
     }
     let key = || key.to_owned();
     if bytes.len() > MANIFEST_BYTES_MAX {
-        let reason = format!("{} bytes are more than a manifest may have ({MANIFEST_BYTES_MAX})", bytes.len());
+        let reason = format!(
+            "{} bytes are more than a manifest may have ({MANIFEST_BYTES_MAX})",
+            bytes.len()
+        );
         return Err(ManifestError::Nonsense { key: key(), reason });
     }
     let found = blake3::hash(bytes).to_hex();
     if found.as_str() != expected_blake3 {
-        return Err(ManifestError::Hash { key: key(), expected: expected_blake3.to_owned(), found: found.to_string() });
+        return Err(ManifestError::Hash {
+            key: key(),
+            expected: expected_blake3.to_owned(),
+            found: found.to_string(),
+        });
     }
     let shape = |source| ManifestError::Shape { key: key(), source };
     let Versioned { version } = serde_json::from_slice(bytes).map_err(shape)?;
     if version != VERSION {
-        return Err(ManifestError::Version { key: key(), found: version });
+        return Err(ManifestError::Version {
+            key: key(),
+            found: version,
+        });
     }
     serde_json::from_slice(bytes).map_err(shape)
 }
@@ -205,20 +240,29 @@ mod tests {
 
     #[test]
     fn what_is_written_today_is_what_was_written_then() {
-        assert_eq!(String::from_utf8_lossy(&golden().to_bytes()), String::from_utf8_lossy(GOLDEN).trim_end());
+        assert_eq!(
+            String::from_utf8_lossy(&golden().to_bytes()),
+            String::from_utf8_lossy(GOLDEN).trim_end()
+        );
     }
 
     #[test]
     fn an_unknown_version_is_refused_by_its_number() {
-        let later = String::from_utf8(golden().to_bytes()).unwrap().replace("\"version\":1", "\"version\":2");
+        let later = String::from_utf8(golden().to_bytes())
+            .unwrap()
+            .replace("\"version\":1", "\"version\":2");
         let error = read(later.as_bytes()).unwrap_err();
-        assert!(matches!(error, ManifestError::Version { found: 2, .. }), "{error}");
+        assert!(
+            matches!(error, ManifestError::Version { found: 2, .. }),
+            "{error}"
+        );
     }
 
     #[test]
     fn a_manifest_other_than_the_promised_one_is_refused() {
         let promised = blake3::hash(GOLDEN).to_hex();
-        let error = Manifest::from_bytes("m", &golden().to_bytes()[1..], promised.as_str()).unwrap_err();
+        let error =
+            Manifest::from_bytes("m", &golden().to_bytes()[1..], promised.as_str()).unwrap_err();
         assert!(matches!(error, ManifestError::Hash { .. }), "{error}");
     }
 
@@ -226,9 +270,15 @@ mod tests {
     fn packs_that_do_not_add_up_are_refused() {
         let mut manifest = golden();
         manifest.containers[0].archive.size += 1;
-        assert!(matches!(read(&manifest.to_bytes()), Err(ManifestError::Nonsense { .. })));
+        assert!(matches!(
+            read(&manifest.to_bytes()),
+            Err(ManifestError::Nonsense { .. })
+        ));
         let mut manifest = golden();
         manifest.containers[0].archive.packs[0].raw_bytes = 1 << 40;
-        assert!(matches!(read(&manifest.to_bytes()), Err(ManifestError::Nonsense { .. })));
+        assert!(matches!(
+            read(&manifest.to_bytes()),
+            Err(ManifestError::Nonsense { .. })
+        ));
     }
 }

@@ -89,7 +89,9 @@ pub enum RebuildError {
     #[error(transparent)]
     Fetch(#[from] FetchError),
     /// All packs were sound, and yet it is not the archive that was captured.
-    #[error("archive of container {container:?}: {reason}: it is not what was captured and is not used")]
+    #[error(
+        "archive of container {container:?}: {reason}: it is not what was captured and is not used"
+    )]
     NotTheArchive {
         /// Whose.
         container: String,
@@ -106,7 +108,9 @@ pub enum RebuildError {
         source: ArchiveError,
     },
     /// No room.
-    #[error("disk full at {path}: the image layer needs {needed_bytes} bytes, {free_bytes} are free; make room on this node")]
+    #[error(
+        "disk full at {path}: the image layer needs {needed_bytes} bytes, {free_bytes} are free; make room on this node"
+    )]
     DiskFull {
         /// Where.
         path: PathBuf,
@@ -149,7 +153,15 @@ pub async fn build(
         fs::create_dir_all(&room).map_err(|source| disk("create", &room, source))?;
         let free_bytes = free_bytes(&room)?;
         // The comparison is a courtesy, the write decides: others fill disks too.
-        if free_bytes < needed_bytes { Err(RebuildError::DiskFull { path: room, needed_bytes, free_bytes }) } else { Ok(()) }
+        if free_bytes < needed_bytes {
+            Err(RebuildError::DiskFull {
+                path: room,
+                needed_bytes,
+                free_bytes,
+            })
+        } else {
+            Ok(())
+        }
     })
     .await?;
     let (sender, receiver) = mpsc::channel(PACKS_WAITING);
@@ -158,7 +170,9 @@ pub async fn build(
     let writer = tokio::task::spawn_blocking(move || write_layer(&copy, &target, receiver));
     let (mut broken, mut done) = (None, 0);
     while let Some(pack) = packs.next().await {
-        let Ok(pack) = pack.map_err(|error| broken = Some(error)) else { break };
+        let Ok(pack) = pack.map_err(|error| broken = Some(error)) else {
+            break;
+        };
         done += pack.len() as u64;
         // A writer that gave up says why below.
         if sender.send(pack).await.is_err() {
@@ -183,7 +197,8 @@ pub fn layer_path(folder: &Path) -> PathBuf {
 
 /// Bytes an unprivileged writer could still write where `path` is.
 pub fn free_bytes(path: &Path) -> Result<u64, RebuildError> {
-    let facts = rustix::fs::statvfs(path).map_err(|error| disk("ask for the free space of", path, error.into()))?;
+    let facts = rustix::fs::statvfs(path)
+        .map_err(|error| disk("ask for the free space of", path, error.into()))?;
     Ok(facts.f_bavail.saturating_mul(facts.f_frsize))
 }
 
@@ -196,15 +211,23 @@ pub fn sha256(bytes: &[u8]) -> String {
 async fn find(recipe: &Recipe, folder: &Path) -> Result<Option<Built>, RebuildError> {
     let (recipe, folder) = (recipe.clone(), folder.to_owned());
     blocking(move || {
-        let Ok(bytes) = fs::read(folder.join(DESCRIPTION)) else { return Ok(None) };
-        let Ok(built) = serde_json::from_slice::<Built>(&bytes) else { return Ok(None) };
-        let same = built.archive_blake3 == recipe.archive.blake3 && built.base_reference == recipe.base_reference;
+        let Ok(bytes) = fs::read(folder.join(DESCRIPTION)) else {
+            return Ok(None);
+        };
+        let Ok(built) = serde_json::from_slice::<Built>(&bytes) else {
+            return Ok(None);
+        };
+        let same = built.archive_blake3 == recipe.archive.blake3
+            && built.base_reference == recipe.base_reference;
         if !same || built.config != config(&recipe, &built.layer_digest) {
             return Ok(None);
         }
-        let Ok(mut layer) = File::open(layer_path(&folder)) else { return Ok(None) };
+        let Ok(mut layer) = File::open(layer_path(&folder)) else {
+            return Ok(None);
+        };
         let mut hashing = Hashing::new(io::sink());
-        io::copy(&mut layer, &mut hashing).map_err(|source| disk("read", &layer_path(&folder), source))?;
+        io::copy(&mut layer, &mut hashing)
+            .map_err(|source| disk("read", &layer_path(&folder), source))?;
         Ok((hashing.finish() == (built.layer_digest.clone(), built.layer_size)).then_some(built))
     })
     .await
@@ -221,10 +244,17 @@ fn write_layer(
     let failed = |source: ArchiveError| {
         let full = matches!(&source, ArchiveError::Write(error) if error.kind() == io::ErrorKind::StorageFull);
         if !full {
-            return RebuildError::Archive { container: recipe.container.clone(), source };
+            return RebuildError::Archive {
+                container: recipe.container.clone(),
+                source,
+            };
         }
         let free_bytes = free_bytes(folder).unwrap_or(0);
-        RebuildError::DiskFull { path: part.0.clone(), needed_bytes: recipe.archive.size, free_bytes }
+        RebuildError::DiskFull {
+            path: part.0.clone(),
+            needed_bytes: recipe.archive.size,
+            free_bytes,
+        }
     };
     let mut hasher = blake3::Hasher::new();
     let mut size = 0;
@@ -245,14 +275,22 @@ fn write_layer(
     if let Some(full @ ArchiveError::Write(_)) = fault {
         return Err(failed(full));
     }
-    let not_the_archive =
-        |reason: String| RebuildError::NotTheArchive { container: recipe.container.clone(), reason };
+    let not_the_archive = |reason: String| RebuildError::NotTheArchive {
+        container: recipe.container.clone(),
+        reason,
+    };
     if size != recipe.archive.size {
-        return Err(not_the_archive(format!("it has {size} bytes, expected {}", recipe.archive.size)));
+        return Err(not_the_archive(format!(
+            "it has {size} bytes, expected {}",
+            recipe.archive.size
+        )));
     }
     let found = hasher.finalize().to_hex();
     if found.as_str() != recipe.archive.blake3 {
-        return Err(not_the_archive(format!("its hash is {found}, expected {}", recipe.archive.blake3)));
+        return Err(not_the_archive(format!(
+            "its hash is {found}, expected {}",
+            recipe.archive.blake3
+        )));
     }
     let layer = match fault {
         Some(fault) => Err(fault),
@@ -287,9 +325,13 @@ fn edits(recipe: &Recipe) -> Vec<Edit<'_>> {
 
 /// The runtime pulls what `rootfsImageRef` names, by containerd's plain rules: no mirrors, no credentials.
 fn change_config(recipe: &Recipe, content: &[u8]) -> Result<Vec<u8>, String> {
-    let mut config: serde_json::Value = serde_json::from_slice(content).map_err(|error| format!("no JSON: {error}"))?;
+    let mut config: serde_json::Value =
+        serde_json::from_slice(content).map_err(|error| format!("no JSON: {error}"))?;
     let fields = config.as_object_mut().ok_or("no JSON object")?;
-    let ran_from = fields.get("rootfsImageRef").and_then(|value| value.as_str()).ok_or("it has no rootfsImageRef")?;
+    let ran_from = fields
+        .get("rootfsImageRef")
+        .and_then(|value| value.as_str())
+        .ok_or("it has no rootfsImageRef")?;
     // A base image rebuilt under the same tag would fail late, in CRIU, by the size of some library.
     let same = match ran_from.split_once('@') {
         Some((_, digest)) => digest == recipe.base_digest,
@@ -306,7 +348,12 @@ fn change_config(recipe: &Recipe, content: &[u8]) -> Result<Vec<u8>, String> {
 }
 
 /// Writes what was built, last: a folder without it is rubbish of a crash.
-fn describe(recipe: &Recipe, folder: &Path, layer_digest: String, layer_size: u64) -> Result<Built, RebuildError> {
+fn describe(
+    recipe: &Recipe,
+    folder: &Path,
+    layer_digest: String,
+    layer_size: u64,
+) -> Result<Built, RebuildError> {
     let config = config(recipe, &layer_digest);
     let manifest = json!({
         "schemaVersion": 2,
@@ -376,7 +423,8 @@ pub fn replace_file(path: &Path, bytes: &[u8]) -> Result<(), RebuildError> {
         file.write_all(bytes)?;
         file.sync_all()?;
         fs::rename(&part, path)?;
-        path.parent().map_or(Ok(()), |folder| File::open(folder)?.sync_all())
+        path.parent()
+            .map_or(Ok(()), |folder| File::open(folder)?.sync_all())
     };
     write().map_err(|source| {
         let _ = fs::remove_file(&part);
@@ -386,15 +434,25 @@ pub fn replace_file(path: &Path, bytes: &[u8]) -> Result<(), RebuildError> {
 
 fn disk(doing: &'static str, path: &Path, source: io::Error) -> RebuildError {
     if source.kind() == io::ErrorKind::StorageFull {
-        return RebuildError::DiskFull { path: path.to_owned(), needed_bytes: 0, free_bytes: 0 };
+        return RebuildError::DiskFull {
+            path: path.to_owned(),
+            needed_bytes: 0,
+            free_bytes: 0,
+        };
     }
-    RebuildError::Disk { doing, path: path.to_owned(), source }
+    RebuildError::Disk {
+        doing,
+        path: path.to_owned(),
+        source,
+    }
 }
 
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, RebuildError> + Send + 'static,
 ) -> Result<T, RebuildError> {
-    tokio::task::spawn_blocking(work).await.map_err(|_| RebuildError::Stopped)?
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|_| RebuildError::Stopped)?
 }
 
 /// A file that is gone when its making ends early; after it was renamed there is nothing to remove.
@@ -415,11 +473,18 @@ struct Hashing<W> {
 
 impl<W: Write> Hashing<W> {
     fn new(out: W) -> Self {
-        Self { out, context: digest::Context::new(&SHA256), size: 0 }
+        Self {
+            out,
+            context: digest::Context::new(&SHA256),
+            size: 0,
+        }
     }
 
     fn finish(self) -> (String, u64) {
-        (format!("sha256:{}", hex(self.context.finish().as_ref())), self.size)
+        (
+            format!("sha256:{}", hex(self.context.finish().as_ref())),
+            self.size,
+        )
     }
 }
 

@@ -91,7 +91,9 @@ struct Base {
 #[derive(Debug, thiserror::Error)]
 pub enum RegistryError {
     /// The file is not readable as what it should be.
-    #[error("read the registry's state {path}: {reason}; move it away to start with an empty registry")]
+    #[error(
+        "read the registry's state {path}: {reason}; move it away to start with an empty registry"
+    )]
     State {
         /// Where.
         path: PathBuf,
@@ -122,24 +124,43 @@ impl Registry {
     /// Loads what was kept.
     pub fn open(state_dir: &Path, port: u16, images: Images) -> Result<Arc<Self>, RegistryError> {
         let path = state_dir.join(FILE);
-        let state = |reason: String| RegistryError::State { path: path.clone(), reason };
+        let state = |reason: String| RegistryError::State {
+            path: path.clone(),
+            reason,
+        };
         let answers = match fs::read(&path) {
-            Ok(bytes) => serde_json::from_slice(&bytes).map_err(|error| state(error.to_string()))?,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Answers { version: VERSION, ..Answers::default() },
+            Ok(bytes) => {
+                serde_json::from_slice(&bytes).map_err(|error| state(error.to_string()))?
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Answers {
+                version: VERSION,
+                ..Answers::default()
+            },
             Err(error) => return Err(state(error.to_string())),
         };
         if answers.version != VERSION {
-            return Err(state(format!("version {}, this worker knows {VERSION}", answers.version)));
+            return Err(state(format!(
+                "version {}, this worker knows {VERSION}",
+                answers.version
+            )));
         }
         let (answers, _) = watch::channel(Arc::new(answers));
-        Ok(Arc::new(Self { state_dir: state_dir.to_owned(), port, images, answers, file: Mutex::new(()) }))
+        Ok(Arc::new(Self {
+            state_dir: state_dir.to_owned(),
+            port,
+            images,
+            answers,
+            file: Mutex::new(()),
+        }))
     }
 
     /// Answers on localhost until the task is dropped.
     pub async fn serve(self: Arc<Self>) -> Result<(), RegistryError> {
         let port = self.port;
         let listen = |source| RegistryError::Listen { port, source };
-        let listener = TcpListener::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, port))).await.map_err(listen)?;
+        let listener = TcpListener::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, port)))
+            .await
+            .map_err(listen)?;
         self.serve_on(listener).await.map_err(listen)
     }
 
@@ -150,7 +171,10 @@ impl Registry {
 
     /// What a pod's spec names.
     pub fn checkpoint_reference(&self, migration: &str, container: &str, revision: u64) -> String {
-        format!("localhost:{}/{CHECKPOINTS}{migration}/{container}:r{revision}", self.port)
+        format!(
+            "localhost:{}/{CHECKPOINTS}{migration}/{container}:r{revision}",
+            self.port
+        )
     }
 
     /// What names of a migration begin with, in the runtime's records.
@@ -161,8 +185,17 @@ impl Registry {
     /// A base image as this registry serves it: by digest, under a name that people recognise.
     pub fn base_reference(&self, image: &str, digest: &str) -> String {
         let plain = image.split('@').next().unwrap_or_default();
-        let last = plain.rsplit('/').next().unwrap_or_default().split(':').next().unwrap_or_default();
-        let name: String = last.chars().filter(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || *c == '-').collect();
+        let last = plain
+            .rsplit('/')
+            .next()
+            .unwrap_or_default()
+            .split(':')
+            .next()
+            .unwrap_or_default();
+        let name: String = last
+            .chars()
+            .filter(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || *c == '-')
+            .collect();
         let name = name.trim_matches('-');
         let name = if name.is_empty() { "image" } else { name };
         format!("localhost:{}/{BASES}{name}@{digest}", self.port)
@@ -170,7 +203,11 @@ impl Registry {
 
     /// From now on the base image is served. Repeating this changes nothing.
     pub async fn enter_base(&self, tree: &ImageTree) -> Result<(), RegistryError> {
-        let blobs = tree.blobs.iter().map(|blob| (blob.digest.clone(), blob.media_type.clone())).collect();
+        let blobs = tree
+            .blobs
+            .iter()
+            .map(|blob| (blob.digest.clone(), blob.media_type.clone()))
+            .collect();
         self.change(|answers| {
             answers.bases.insert(tree.digest.clone(), Base { blobs });
         })
@@ -189,25 +226,38 @@ impl Registry {
         let checkpoint = Checkpoint {
             tag: format!("r{revision}"),
             base: base.to_owned(),
-            stands_for: StandsFor::Checkpoint { folder: folder.to_owned() },
+            stands_for: StandsFor::Checkpoint {
+                folder: folder.to_owned(),
+            },
         };
         self.change(|answers| {
-            answers.checkpoints.insert(format!("{migration}/{container}"), checkpoint);
+            answers
+                .checkpoints
+                .insert(format!("{migration}/{container}"), checkpoint);
         })
         .await
     }
 
     /// From now on the checkpoint's name stands for the base image. Repeating this changes nothing.
     pub async fn disarm(&self, reference: &str, pod_uid: &str) -> Result<(), RegistryError> {
-        let not_ours = || RegistryError::NotOurs { reference: reference.to_owned() };
+        let not_ours = || RegistryError::NotOurs {
+            reference: reference.to_owned(),
+        };
         let (key, tag) = self.key_of(reference).ok_or_else(not_ours)?;
-        let known = self.answers.borrow().checkpoints.get(key).is_some_and(|checkpoint| checkpoint.tag == tag);
+        let known = self
+            .answers
+            .borrow()
+            .checkpoints
+            .get(key)
+            .is_some_and(|checkpoint| checkpoint.tag == tag);
         if !known {
             return Err(not_ours());
         }
         self.change(|answers| {
             if let Some(checkpoint) = answers.checkpoints.get_mut(key) {
-                checkpoint.stands_for = StandsFor::Base { pod_uid: pod_uid.to_owned() };
+                checkpoint.stands_for = StandsFor::Base {
+                    pod_uid: pod_uid.to_owned(),
+                };
             }
         })
         .await
@@ -216,14 +266,25 @@ impl Registry {
     /// From now on nothing of this migration is answered. Repeating this changes nothing.
     pub async fn withdraw(&self, migration: &str) -> Result<(), RegistryError> {
         let prefix = format!("{migration}/");
-        self.change(|answers| answers.checkpoints.retain(|key, _| !key.starts_with(&prefix))).await
+        self.change(|answers| {
+            answers
+                .checkpoints
+                .retain(|key, _| !key.starts_with(&prefix))
+        })
+        .await
     }
 
     /// Checkpoints of this migration are answered no more; disarmed names are. Repeating this changes nothing.
     pub async fn withdraw_armed(&self, migration: &str) -> Result<(), RegistryError> {
         let prefix = format!("{migration}/");
-        let armed = |checkpoint: &Checkpoint| matches!(checkpoint.stands_for, StandsFor::Checkpoint { .. });
-        self.change(|answers| answers.checkpoints.retain(|key, value| !(key.starts_with(&prefix) && armed(value)))).await
+        let armed =
+            |checkpoint: &Checkpoint| matches!(checkpoint.stands_for, StandsFor::Checkpoint { .. });
+        self.change(|answers| {
+            answers
+                .checkpoints
+                .retain(|key, value| !(key.starts_with(&prefix) && armed(value)))
+        })
+        .await
     }
 
     /// The pods for which disarmed names are still answered, with what those names begin with in the runtime's records.
@@ -241,12 +302,15 @@ impl Registry {
     /// Disarmed names of this pod are answered no more: the pod is gone.
     pub async fn forget_pod(&self, uid: &str) -> Result<(), RegistryError> {
         let of_pod = |value: &Checkpoint| matches!(&value.stands_for, StandsFor::Base { pod_uid } if pod_uid == uid);
-        self.change(|answers| answers.checkpoints.retain(|_, value| !of_pod(value))).await
+        self.change(|answers| answers.checkpoints.retain(|_, value| !of_pod(value)))
+            .await
     }
 
     /// `MIGRATION/CONTAINER` and the tag of a reference of ours.
     fn key_of<'a>(&self, reference: &'a str) -> Option<(&'a str, &'a str)> {
-        reference.strip_prefix(&format!("localhost:{}/{CHECKPOINTS}", self.port))?.rsplit_once(':')
+        reference
+            .strip_prefix(&format!("localhost:{}/{CHECKPOINTS}", self.port))?
+            .rsplit_once(':')
     }
 
     /// The file first, the answers after it: what was once answered is answered after a crash, too.

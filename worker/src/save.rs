@@ -102,7 +102,9 @@ pub async fn save(
     let mut events = cut(sources)
         .map(|event| async {
             match event? {
-                Cut::Piece(raw) => compress(prefix, raw, compressing.clone()).await.map(Step::Put),
+                Cut::Piece(raw) => compress(prefix, raw, compressing.clone())
+                    .await
+                    .map(Step::Put),
                 Cut::End { size, blake3 } => Ok(Step::End { size, blake3 }),
             }
         })
@@ -132,21 +134,36 @@ pub async fn save(
                 packs.push(pack);
                 progress("save", done, total_bytes);
             }
-            Sent::End { size, blake3 } => wholes.push(Packed { size, blake3, packs: std::mem::take(&mut packs) }),
+            Sent::End { size, blake3 } => wholes.push(Packed {
+                size,
+                blake3,
+                packs: std::mem::take(&mut packs),
+            }),
         }
     }
     drop(events);
-    let mut spans = vec![span_since("save packs", "", start, [("raw_bytes", done.to_string())])];
+    let mut spans = vec![span_since(
+        "save packs",
+        "",
+        start,
+        [("raw_bytes", done.to_string())],
+    )];
     spans.extend(compressing.span("read and compress", "save packs"));
     spans.extend(putting.span("put packs", "save packs"));
-    Ok(Stored { sources: wholes, stored_bytes, spans })
+    Ok(Stored {
+        sources: wholes,
+        stored_bytes,
+        spans,
+    })
 }
 
 /// The pieces of a file, read by threads that may block.
 pub fn pieces_of_file(path: PathBuf) -> Pieces {
     let start = Reading::Closed(path);
     stream::try_unfold(start, |reading| async move {
-        tokio::task::spawn_blocking(move || reading.next()).await.map_err(|_| SaveError::Stopped)?
+        tokio::task::spawn_blocking(move || reading.next())
+            .await
+            .map_err(|_| SaveError::Stopped)?
     })
     .boxed()
 }
@@ -158,7 +175,10 @@ enum Reading {
 
 impl Reading {
     fn next(self) -> Result<Option<(Bytes, Self)>, SaveError> {
-        let failed = |path: &Path, source| SaveError::Read { what: path.display().to_string(), source };
+        let failed = |path: &Path, source| SaveError::Read {
+            what: path.display().to_string(),
+            source,
+        };
         let (path, mut file) = match self {
             Self::Closed(path) => {
                 let file = File::open(&path).map_err(|source| failed(&path, source))?;
@@ -168,8 +188,15 @@ impl Reading {
         };
         let mut piece = Vec::with_capacity(PACK_RAW_BYTES_MAX);
         let limit = PACK_RAW_BYTES_MAX as u64;
-        (&mut file).take(limit).read_to_end(&mut piece).map_err(|source| failed(&path, source))?;
-        if piece.is_empty() { Ok(None) } else { Ok(Some((piece.into(), Self::Open(path, file)))) }
+        (&mut file)
+            .take(limit)
+            .read_to_end(&mut piece)
+            .map_err(|source| failed(&path, source))?;
+        if piece.is_empty() {
+            Ok(None)
+        } else {
+            Ok(Some((piece.into(), Self::Open(path, file))))
+        }
     }
 }
 
@@ -196,9 +223,14 @@ fn cut(sources: Vec<Pieces>) -> BoxStream<'static, Result<Cut, SaveError>> {
 fn cut_one(pieces: Pieces) -> BoxStream<'static, Result<Cut, SaveError>> {
     let start = Some((pieces, Box::new(blake3::Hasher::new()), 0u64));
     stream::try_unfold(start, |state| async move {
-        let Some((mut pieces, hasher, size)) = state else { return Ok(None) };
+        let Some((mut pieces, hasher, size)) = state else {
+            return Ok(None);
+        };
         let Some(piece) = pieces.try_next().await? else {
-            let end = Cut::End { size, blake3: hasher.finalize().to_hex().to_string() };
+            let end = Cut::End {
+                size,
+                blake3: hasher.finalize().to_hex().to_string(),
+            };
             return Ok(Some((end, None)));
         };
         // The hash of the whole has to see the pieces in order; it is ten times faster than the compression.
@@ -215,12 +247,19 @@ fn cut_one(pieces: Pieces) -> BoxStream<'static, Result<Cut, SaveError>> {
     .boxed()
 }
 
-async fn compress(prefix: &str, raw: Bytes, traffic: Arc<Traffic>) -> Result<(Pack, Bytes), SaveError> {
+async fn compress(
+    prefix: &str,
+    raw: Bytes,
+    traffic: Arc<Traffic>,
+) -> Result<(Pack, Bytes), SaveError> {
     let prefix = prefix.to_owned();
     let work = move || {
         let start = now_unix_ns();
-        let stored = zstd::bulk::compress(&raw, ZSTD_LEVEL)
-            .map_err(|source| SaveError::Compress { bytes: raw.len(), source })?;
+        let stored =
+            zstd::bulk::compress(&raw, ZSTD_LEVEL).map_err(|source| SaveError::Compress {
+                bytes: raw.len(),
+                source,
+            })?;
         let blake3 = blake3::hash(&stored).to_hex().to_string();
         traffic.count(start, raw.len() as u64);
         let pack = Pack {
@@ -232,10 +271,16 @@ async fn compress(prefix: &str, raw: Bytes, traffic: Arc<Traffic>) -> Result<(Pa
         };
         Ok((pack, Bytes::from(stored)))
     };
-    tokio::task::spawn_blocking(work).await.map_err(|_| SaveError::Stopped)?
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|_| SaveError::Stopped)?
 }
 
-async fn put(store: Arc<dyn Store>, step: Result<Step, SaveError>, traffic: Arc<Traffic>) -> Result<Sent, SaveError> {
+async fn put(
+    store: Arc<dyn Store>,
+    step: Result<Step, SaveError>,
+    traffic: Arc<Traffic>,
+) -> Result<Sent, SaveError> {
     match step? {
         Step::End { size, blake3 } => Ok(Sent::End { size, blake3 }),
         Step::Put((pack, bytes)) if bytes.is_empty() => Ok(Sent::Pack { pack, bytes: 0 }),

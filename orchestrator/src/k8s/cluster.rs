@@ -18,7 +18,10 @@ use orchestrator_core::{
 
 use super::{
     call::{CallError, bounded, if_there},
-    pods::{CreateError, MIGRATION_ANNOTATION, Pods, SourceDeleted, SourceState, TargetState, TargetStatus},
+    pods::{
+        CreateError, MIGRATION_ANNOTATION, Pods, SourceDeleted, SourceState, TargetState,
+        TargetStatus,
+    },
     prepull::{Pulled, Wanted, prepull},
     target_pod, view,
 };
@@ -32,7 +35,12 @@ const CREATE_TRIES: u32 = 8;
 const CREATE_AGAIN_AFTER: Duration = Duration::from_millis(250);
 
 /// What the kubelet says of a container that won't come up by waiting: its restore was tried and failed, or it ran.
-const BROKEN: [&str; 4] = ["StartError", "RunContainerError", "CrashLoopBackOff", "ContainerCannotRun"];
+const BROKEN: [&str; 4] = [
+    "StartError",
+    "RunContainerError",
+    "CrashLoopBackOff",
+    "ContainerCannotRun",
+];
 
 /// The API server, for steps.
 #[derive(Clone)]
@@ -45,53 +53,76 @@ impl RealCluster {
     /// With a client whose `default_retry` is off.
     #[must_use]
     pub fn new(client: Client) -> Self {
-        Self { pods: Pods::new(client.clone()), client }
+        Self {
+            pods: Pods::new(client.clone()),
+            client,
+        }
     }
 
     /// Would the API server admit the target's pod? Asked under another name, for the source still has its own.
     async fn admits(&self, plan: &Plan) -> Result<Option<Finding>, ClusterError> {
-        let mut pod: Pod = serde_json::from_str(&plan.target_pod)
-            .map_err(|error| ClusterError::Refused { what: "read the planned pod", reason: error.to_string() })?;
+        let mut pod: Pod =
+            serde_json::from_str(&plan.target_pod).map_err(|error| ClusterError::Refused {
+                what: "read the planned pod",
+                reason: error.to_string(),
+            })?;
         pod.metadata = ObjectMeta {
             name: None,
             generate_name: Some(format!("{}-", plan.pod.name)),
             ..pod.metadata
         };
         let api: Api<Pod> = Api::namespaced(self.client.clone(), &plan.pod.namespace);
-        let params = PostParams { dry_run: true, ..PostParams::default() };
+        let params = PostParams {
+            dry_run: true,
+            ..PostParams::default()
+        };
         match bounded("create the target pod, dry run", api.create(&params, &pod)).await {
             Ok(_) => Ok(None),
             // The source still counts against a quota: that one may pass once it is gone.
-            Err(CallError::Refused { code: 403, message, .. }) if message.contains("exceeded quota") => Ok(None),
+            Err(CallError::Refused {
+                code: 403, message, ..
+            }) if message.contains("exceeded quota") => Ok(None),
             Err(CallError::Refused { message, .. }) => Ok(Some(Finding::new(
                 "TargetPodNotAdmitted",
                 format!("the API server would not take the target pod: {message}"),
                 "change the policy or webhook that refuses it",
             ))),
-            Err(error @ CallError::Unknown { .. }) => Err(unclear("ask whether the target pod is admitted", &error)),
+            Err(error @ CallError::Unknown { .. }) => {
+                Err(unclear("ask whether the target pod is admitted", &error))
+            }
         }
     }
 }
 
 fn unclear(what: &'static str, error: &CallError) -> ClusterError {
-    ClusterError::Unclear { what, reason: error.to_string() }
+    ClusterError::Unclear {
+        what,
+        reason: error.to_string(),
+    }
 }
 
 fn source_object(state: SourceState) -> SourceObject {
     match state {
         SourceState::Present => SourceObject::Present,
-        SourceState::Deleting | SourceState::Leaving | SourceState::Gone | SourceState::OtherPod => {
-            SourceObject::Deleted
-        }
+        SourceState::Deleting
+        | SourceState::Leaving
+        | SourceState::Gone
+        | SourceState::OtherPod => SourceObject::Deleted,
     }
 }
 
 fn broken(status: &TargetStatus) -> Option<String> {
     if status.phase == "Failed" {
-        return Some(format!("the kubelet of the node did not take the pod: {}", status.reason));
+        return Some(format!(
+            "the kubelet of the node did not take the pod: {}",
+            status.reason
+        ));
     }
     status.containers.iter().find_map(|container| {
-        let broken = container.restarts > 0 || BROKEN.iter().any(|reason| container.not_running.contains(reason));
+        let broken = container.restarts > 0
+            || BROKEN
+                .iter()
+                .any(|reason| container.not_running.contains(reason));
         broken.then(|| format!("container {}: {}", container.name, container.not_running))
     })
 }
@@ -112,7 +143,9 @@ impl Cluster for RealCluster {
         // Before the commit no mark of ours can be there, so the migration's id doesn't matter for what is asked here.
         let nobody = MigrationId(String::new());
         let state = self.pods.source_state(&plan.pod, &plan.uid, &nobody).await;
-        state.map(source_object).map_err(|error| unclear("look at the source pod", &error))
+        state
+            .map(source_object)
+            .map_err(|error| unclear("look at the source pod", &error))
     }
 
     async fn target_refuses(&self, plan: &Plan) -> Result<Option<Finding>, ClusterError> {
@@ -121,7 +154,11 @@ impl Cluster for RealCluster {
         let found = if_there(found).map_err(|error| unclear("look at the target node", &error))?;
         let node = found.as_ref().map(view::node);
         match node {
-            None => Ok(Some(Finding::new("NoSuchNode", format!("there is no node {} any more", plan.target), ""))),
+            None => Ok(Some(Finding::new(
+                "NoSuchNode",
+                format!("there is no node {} any more", plan.target),
+                "",
+            ))),
             Some(node) if node.cordoned => Ok(Some(Finding::new(
                 "TargetCordoned",
                 format!("node {} was cordoned meanwhile", plan.target),
@@ -136,9 +173,15 @@ impl Cluster for RealCluster {
         }
     }
 
-    async fn mark_source(&self, plan: &Plan, id: &MigrationId) -> Result<SourceObject, ClusterError> {
+    async fn mark_source(
+        &self,
+        plan: &Plan,
+        id: &MigrationId,
+    ) -> Result<SourceObject, ClusterError> {
         let state = self.pods.add_hold(&plan.pod, &plan.uid, id).await;
-        state.map(source_object).map_err(|error| unclear("mark the source pod", &error))
+        state
+            .map(source_object)
+            .map_err(|error| unclear("mark the source pod", &error))
     }
 
     async fn unmark_source(&self, plan: &Plan, id: &MigrationId) -> Result<(), ClusterError> {
@@ -162,35 +205,68 @@ impl Cluster for RealCluster {
         images: &[Image],
     ) -> Result<PodUid, ClusterError> {
         let what = "create the restored pod";
-        let pod = target_pod::with_images(plan, node, images, id)
-            .map_err(|error| ClusterError::Refused { what, reason: error.to_string() })?;
+        let pod = target_pod::with_images(plan, node, images, id).map_err(|error| {
+            ClusterError::Refused {
+                what,
+                reason: error.to_string(),
+            }
+        })?;
         let mut tries = 1;
         loop {
             match self.pods.create_target(&plan.pod, &pod).await {
                 Ok(uid) => return Ok(uid),
-                Err(CreateError::Call(CallError::Refused { message, .. })) if tries >= CREATE_TRIES => {
-                    return Err(ClusterError::Refused { what, reason: message });
+                Err(CreateError::Call(CallError::Refused { message, .. }))
+                    if tries >= CREATE_TRIES =>
+                {
+                    return Err(ClusterError::Refused {
+                        what,
+                        reason: message,
+                    });
                 }
                 Err(CreateError::Call(CallError::Refused { .. })) => {
                     tries += 1;
                     tokio::time::sleep(CREATE_AGAIN_AFTER).await;
                 }
-                Err(error @ (CreateError::Taken { .. } | CreateError::Call(CallError::Unknown { .. }))) => {
-                    return Err(ClusterError::Unclear { what, reason: error.to_string() });
+                Err(
+                    error @ (CreateError::Taken { .. }
+                    | CreateError::Call(CallError::Unknown { .. })),
+                ) => {
+                    return Err(ClusterError::Unclear {
+                        what,
+                        reason: error.to_string(),
+                    });
                 }
             }
         }
     }
 
-    async fn restored(&self, plan: &Plan, id: &MigrationId) -> Result<Option<RestoredObject>, ClusterError> {
+    async fn restored(
+        &self,
+        plan: &Plan,
+        id: &MigrationId,
+    ) -> Result<Option<RestoredObject>, ClusterError> {
         let what = "look at the restored pod";
         let api: Api<Pod> = Api::namespaced(self.client.clone(), &plan.pod.namespace);
-        let found = if_there(bounded(what, api.get(&plan.pod.name)).await).map_err(|error| unclear(what, &error))?;
-        let made_by = |pod: &Pod| pod.metadata.annotations.as_ref().and_then(|a| a.get(MIGRATION_ANNOTATION)).cloned();
+        let found = if_there(bounded(what, api.get(&plan.pod.name)).await)
+            .map_err(|error| unclear(what, &error))?;
+        let made_by = |pod: &Pod| {
+            pod.metadata
+                .annotations
+                .as_ref()
+                .and_then(|a| a.get(MIGRATION_ANNOTATION))
+                .cloned()
+        };
         // A pod that moved before carries that migration's mark: the source is never taken for its own target.
-        let Some(pod) = found.filter(|pod| made_by(pod).as_deref() == Some(&id.0)) else { return Ok(None) };
+        let Some(pod) = found.filter(|pod| made_by(pod).as_deref() == Some(&id.0)) else {
+            return Ok(None);
+        };
         let uid = PodUid(pod.metadata.uid.clone().unwrap_or_default());
-        let node = NodeName(pod.spec.as_ref().and_then(|spec| spec.node_name.clone()).unwrap_or_default());
+        let node = NodeName(
+            pod.spec
+                .as_ref()
+                .and_then(|spec| spec.node_name.clone())
+                .unwrap_or_default(),
+        );
         let deleting = pod.metadata.deletion_timestamp.is_some();
         match self.pods.target_status(&plan.pod, &uid).await {
             Ok(TargetState::There(status)) => Ok(Some(RestoredObject {
@@ -211,17 +287,35 @@ impl Cluster for RealCluster {
         deleted.map_err(|error| unclear("delete the restored pod", &error))
     }
 
-    async fn prepull(&self, plan: &Plan, id: &MigrationId, containers: &[String]) -> Result<(), ClusterError> {
+    async fn prepull(
+        &self,
+        plan: &Plan,
+        id: &MigrationId,
+        containers: &[String],
+    ) -> Result<(), ClusterError> {
         let what = "pull the base images";
         let refused = |reason: String| ClusterError::Refused { what, reason };
-        let like: Pod = serde_json::from_str(&plan.target_pod).map_err(|error| refused(error.to_string()))?;
-        let wanted: Vec<PlannedContainer> =
-            plan.containers.iter().filter(|container| containers.contains(&container.name)).cloned().collect();
-        let wanted = Wanted { like: &like, containers: &wanted, node: &plan.target, migration: id };
+        let like: Pod =
+            serde_json::from_str(&plan.target_pod).map_err(|error| refused(error.to_string()))?;
+        let wanted: Vec<PlannedContainer> = plan
+            .containers
+            .iter()
+            .filter(|container| containers.contains(&container.name))
+            .cloned()
+            .collect();
+        let wanted = Wanted {
+            like: &like,
+            containers: &wanted,
+            node: &plan.target,
+            migration: id,
+        };
         match prepull(&self.client, &wanted, PREPULL_WITHIN).await {
             Ok(Pulled::All) => Ok(()),
             Ok(Pulled::Not(reason)) => Err(refused(reason)),
-            Ok(Pulled::TooSlow) => Err(refused(format!("not pulled within {} s", PREPULL_WITHIN.as_secs()))),
+            Ok(Pulled::TooSlow) => Err(refused(format!(
+                "not pulled within {} s",
+                PREPULL_WITHIN.as_secs()
+            ))),
             Err(error) => Err(unclear(what, &error)),
         }
     }

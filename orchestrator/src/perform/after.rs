@@ -23,38 +23,82 @@ impl Act<'_> {
     pub(super) async fn release(&mut self) -> Result<Outcome, Ended> {
         let source = self.plan.source.clone();
         let target = self.plan.target.clone();
-        let manifest_key = self.migration.checkpoint.as_ref().map_or_else(String::new, |c| c.manifest_key.clone());
-        let release = wire::Release { pod: Some(self.source_pod()), manifest_key };
-        let report = self.must(&source, step_request::Kind::Release(release), SHORT_STEP_WITHIN, "ReleaseFailed").await?;
-        let Some(step_report::Result::Released(released)) = report.result else {
-            return Err(Ended::unknown("WorkerConfused", "the pod was released without a word on how"));
+        let manifest_key = self
+            .migration
+            .checkpoint
+            .as_ref()
+            .map_or_else(String::new, |c| c.manifest_key.clone());
+        let release = wire::Release {
+            pod: Some(self.source_pod()),
+            manifest_key,
         };
-        self.world.cluster.unmark_source(self.plan, &self.due.id).await?;
+        let report = self
+            .must(
+                &source,
+                step_request::Kind::Release(release),
+                SHORT_STEP_WITHIN,
+                "ReleaseFailed",
+            )
+            .await?;
+        let Some(step_report::Result::Released(released)) = report.result else {
+            return Err(Ended::unknown(
+                "WorkerConfused",
+                "the pod was released without a word on how",
+            ));
+        };
+        self.world
+            .cluster
+            .unmark_source(self.plan, &self.due.id)
+            .await?;
         let images = self.migration.images.clone();
         if let Err(Ended(left_over)) = self.clear(&target, &source, &images).await {
             tracing::warn!(migration = %self.due.id, ?left_over, "something of the undone migration may be left over");
         }
         let clean = released.running;
-        let detail = if clean { String::new() } else { released.detail };
+        let detail = if clean {
+            String::new()
+        } else {
+            released.detail
+        };
         Ok(Outcome::Done(Done::Released { clean, detail }))
     }
 
-    async fn clear(&mut self, target: &NodeName, source: &NodeName, images: &[Image]) -> Result<(), Ended> {
+    async fn clear(
+        &mut self,
+        target: &NodeName,
+        source: &NodeName,
+        images: &[Image],
+    ) -> Result<(), Ended> {
         self.tidy(source, true, &[], TIDY_WITHIN).await?;
-        let withdraw = wire::Withdraw { pod: Some(self.restored_pod(&PodUid(String::new()))), images: wire_images(images) };
-        self.step(target, step_request::Kind::Withdraw(withdraw), TIDY_WITHIN).await?;
+        let withdraw = wire::Withdraw {
+            pod: Some(self.restored_pod(&PodUid(String::new()))),
+            images: wire_images(images),
+        };
+        self.step(target, step_request::Kind::Withdraw(withdraw), TIDY_WITHIN)
+            .await?;
         self.tidy(target, false, images, TIDY_WITHIN).await
     }
 
-    async fn tidy(&mut self, node: &NodeName, store: bool, images: &[Image], within: Duration) -> Result<(), Ended> {
+    async fn tidy(
+        &mut self,
+        node: &NodeName,
+        store: bool,
+        images: &[Image],
+        within: Duration,
+    ) -> Result<(), Ended> {
         let store_prefix = match (&self.migration.checkpoint, store) {
             (Some(checkpoint), true) => checkpoint.store_prefix.clone(),
             // A hold that failed in the middle may have stored packs: everything below the migration goes.
             (None, true) => format!("checkpoints/{}/", self.due.id),
             (_, false) => String::new(),
         };
-        let tidy = wire::Tidy { store_prefix, images: wire_images(images) };
-        self.must(node, step_request::Kind::Tidy(tidy), within, "TidyFailed").await.map(|_| ())
+        let tidy = wire::Tidy {
+            store_prefix,
+            images: wire_images(images),
+        };
+        self.must(node, step_request::Kind::Tidy(tidy), within, "TidyFailed")
+            .await
+            .map(|_| ())
     }
 
     /// The target can't. The held source is destroyed first, then the stored checkpoint is restored where it came
@@ -70,29 +114,55 @@ impl Act<'_> {
                 return self.rescued(&source, &made.uid, &images).await;
             }
             // Left from before a crash: the target's, which is proved not to run before anything else is begun.
-            self.world.cluster.delete_restored(self.plan, &made.uid).await?;
+            self.world
+                .cluster
+                .delete_restored(self.plan, &made.uid)
+                .await?;
             let (target, images) = (self.plan.target.clone(), self.migration.images.clone());
             self.withdraw(&target, Some(&made.uid), &images).await?;
         }
-        match self.world.cluster.delete_source(self.plan, &self.due.id).await? {
+        match self
+            .world
+            .cluster
+            .delete_source(self.plan, &self.due.id)
+            .await?
+        {
             Deletion::Done => {}
             Deletion::ByUser => return Err(Ended::pod_deleted(self.plan)),
         }
         self.destroy_source().await?;
         let images = self.deliver_to(&source).await?;
-        let created = self.world.cluster.create(self.plan, &self.due.id, &source, &images).await?;
+        let created = self
+            .world
+            .cluster
+            .create(self.plan, &self.due.id, &source, &images)
+            .await?;
         self.rescued(&source, &created, &images).await
     }
 
-    async fn rescued(&mut self, node: &NodeName, uid: &PodUid, images: &[Image]) -> Result<Outcome, Ended> {
+    async fn rescued(
+        &mut self,
+        node: &NodeName,
+        uid: &PodUid,
+        images: &[Image],
+    ) -> Result<Outcome, Ended> {
         let restored = self.prove_restored(node, uid, images).await?;
         Ok(Outcome::Done(Done::Rescued(restored)))
     }
 
     async fn destroy_source(&mut self) -> Result<(), Ended> {
         let source = self.plan.source.clone();
-        let destroy = wire::Destroy { pod: Some(self.source_pod()) };
-        self.must(&source, step_request::Kind::Destroy(destroy), SHORT_STEP_WITHIN, "DestroyFailed").await.map(|_| ())
+        let destroy = wire::Destroy {
+            pod: Some(self.source_pod()),
+        };
+        self.must(
+            &source,
+            step_request::Kind::Destroy(destroy),
+            SHORT_STEP_WITHIN,
+            "DestroyFailed",
+        )
+        .await
+        .map(|_| ())
     }
 
     /// Disarm first: until then a crash of the container would roll its state back.
@@ -104,7 +174,8 @@ impl Act<'_> {
                 self.disarm(&restored).await?;
                 self.destroy_source().await?;
                 self.first_readiness().await?;
-                self.tidy(&restored.node, true, &restored.images, SHORT_STEP_WITHIN).await?;
+                self.tidy(&restored.node, true, &restored.images, SHORT_STEP_WITHIN)
+                    .await?;
                 for node in [&source, &target] {
                     if *node != restored.node {
                         self.tidy(node, false, &[], SHORT_STEP_WITHIN).await?;
@@ -115,13 +186,21 @@ impl Act<'_> {
                 let images = self.migration.images.clone();
                 let made = self.world.cluster.restored(self.plan, &self.due.id).await?;
                 if let Some(made) = &made {
-                    self.world.cluster.delete_restored(self.plan, &made.uid).await?;
+                    self.world
+                        .cluster
+                        .delete_restored(self.plan, &made.uid)
+                        .await?;
                 }
-                self.withdraw(&target, made.as_ref().map(|made| &made.uid), &images).await?;
-                self.world.cluster.delete_source(self.plan, &self.due.id).await?;
+                self.withdraw(&target, made.as_ref().map(|made| &made.uid), &images)
+                    .await?;
+                self.world
+                    .cluster
+                    .delete_source(self.plan, &self.due.id)
+                    .await?;
                 self.destroy_source().await?;
                 self.tidy(&source, true, &[], SHORT_STEP_WITHIN).await?;
-                self.tidy(&target, false, &images, SHORT_STEP_WITHIN).await?;
+                self.tidy(&target, false, &images, SHORT_STEP_WITHIN)
+                    .await?;
             }
         }
         Ok(Outcome::Done(Done::Retired))
@@ -133,7 +212,14 @@ impl Act<'_> {
             images: wire_images(&restored.images),
         };
         let node = restored.node.clone();
-        self.must(&node, step_request::Kind::Disarm(disarm), SHORT_STEP_WITHIN, "DisarmFailed").await.map(|_| ())
+        self.must(
+            &node,
+            step_request::Kind::Disarm(disarm),
+            SHORT_STEP_WITHIN,
+            "DisarmFailed",
+        )
+        .await
+        .map(|_| ())
     }
 
     async fn first_readiness(&mut self) -> Result<(), Ended> {

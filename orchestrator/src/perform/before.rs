@@ -25,11 +25,22 @@ impl Act<'_> {
         if let Some(reason) = self.world.cluster.target_refuses(self.plan).await? {
             return Ok(Outcome::Failed(reason));
         }
-        let inspect = question::Kind::Inspect(wire::Inspect { pod: Some(self.source_pod()), ghost_limit_bytes: 0 });
-        let answer::Kind::Inspection(inspection) = self.ask(&self.plan.source, inspect).await? else {
-            return Err(Ended::unknown("WorkerConfused", "the answer to Inspect was something else"));
+        let inspect = question::Kind::Inspect(wire::Inspect {
+            pod: Some(self.source_pod()),
+            ghost_limit_bytes: 0,
+        });
+        let answer::Kind::Inspection(inspection) = self.ask(&self.plan.source, inspect).await?
+        else {
+            return Err(Ended::unknown(
+                "WorkerConfused",
+                "the answer to Inspect was something else",
+            ));
         };
-        if let Some(reason) = crate::api::inspection_view(&inspection).refusals.into_iter().next() {
+        if let Some(reason) = crate::api::inspection_view(&inspection)
+            .refusals
+            .into_iter()
+            .next()
+        {
             return Ok(Outcome::Failed(reason));
         }
         self.missing_images().await?;
@@ -48,7 +59,12 @@ impl Act<'_> {
         let mut pull_error = None;
         if !missing.is_empty() {
             let started = unix_ns();
-            pull_error = self.world.cluster.prepull(self.plan, &self.due.id, &missing).await.err();
+            pull_error = self
+                .world
+                .cluster
+                .prepull(self.plan, &self.due.id, &missing)
+                .await
+                .err();
             self.span("pull base images", started);
             missing = self.missing_images().await?;
         }
@@ -57,54 +73,93 @@ impl Act<'_> {
             missing = self.missing_images().await?;
         }
         if !missing.is_empty() {
-            let pull = pull_error.map_or_else(String::new, |error| format!("; pulling them: {error}"));
+            let pull =
+                pull_error.map_or_else(String::new, |error| format!("; pulling them: {error}"));
             return Ok(Outcome::Failed(Finding::new(
                 "BaseImageMissing",
-                format!("node {} lacks the images of {}{pull}", self.plan.target, missing.join(", ")),
+                format!(
+                    "node {} lacks the images of {}{pull}",
+                    self.plan.target,
+                    missing.join(", ")
+                ),
                 "pull them on that node",
             )));
         }
-        if self.world.cluster.mark_source(self.plan, &self.due.id).await? == SourceObject::Deleted {
+        if self
+            .world
+            .cluster
+            .mark_source(self.plan, &self.due.id)
+            .await?
+            == SourceObject::Deleted
+        {
             return Err(Ended::pod_deleted(self.plan));
         }
         Ok(Outcome::Done(Done::Prepared))
     }
 
     async fn missing_images(&self) -> Result<Vec<String>, Ended> {
-        let kind = question::Kind::HasImages(wire::HasImages { containers: self.source_pod().containers });
+        let kind = question::Kind::HasImages(wire::HasImages {
+            containers: self.source_pod().containers,
+        });
         match self.ask(&self.plan.target, kind).await? {
             answer::Kind::Images(images) => Ok(images.missing),
-            answer::Kind::Inspection(_) | answer::Kind::HoldState(_) | answer::Kind::Verified(_) => {
-                Err(Ended::unknown("WorkerConfused", "the answer to HasImages was something else"))
-            }
+            answer::Kind::Inspection(_)
+            | answer::Kind::HoldState(_)
+            | answer::Kind::Verified(_) => Err(Ended::unknown(
+                "WorkerConfused",
+                "the answer to HasImages was something else",
+            )),
         }
     }
 
     async fn send_images(&mut self, missing: &[String]) -> Result<(), Ended> {
-        let containers: Vec<wire::Container> =
-            self.source_pod().containers.into_iter().filter(|container| missing.contains(&container.name)).collect();
+        let containers: Vec<wire::Container> = self
+            .source_pod()
+            .containers
+            .into_iter()
+            .filter(|container| missing.contains(&container.name))
+            .collect();
         let store_prefix = format!("images/{}/{}/", self.due.id, self.due.revision);
-        let export = wire::ExportImages { containers: containers.clone(), store_prefix };
+        let export = wire::ExportImages {
+            containers: containers.clone(),
+            store_prefix,
+        };
         let source = self.plan.source.clone();
         let target = self.plan.target.clone();
         let exported = self
-            .must(&source, step_request::Kind::ExportImages(export), LONG_STEP_WITHIN, "ExportImagesFailed")
+            .must(
+                &source,
+                step_request::Kind::ExportImages(export),
+                LONG_STEP_WITHIN,
+                "ExportImagesFailed",
+            )
             .await?;
         let Some(step_report::Result::Exported(exported)) = exported.result else {
-            return Err(Ended::unknown("WorkerConfused", "images were exported without a manifest"));
+            return Err(Ended::unknown(
+                "WorkerConfused",
+                "images were exported without a manifest",
+            ));
         };
         let import = wire::ImportImages {
             containers,
             manifest_key: exported.manifest_key,
             manifest_blake3: exported.manifest_blake3,
         };
-        self.must(&target, step_request::Kind::ImportImages(import), LONG_STEP_WITHIN, "ImportImagesFailed").await?;
+        self.must(
+            &target,
+            step_request::Kind::ImportImages(import),
+            LONG_STEP_WITHIN,
+            "ImportImagesFailed",
+        )
+        .await?;
         Ok(())
     }
 
     /// Nothing is frozen yet: what can't be told for long is a failure, and nothing of it can run a pod.
     fn patience(&self, ended: Result<Outcome, Ended>) -> Result<Outcome, Ended> {
-        let Err(Ended(Outcome::Unknown(what))) = ended else { return ended };
+        let Err(Ended(Outcome::Unknown(what))) = ended else {
+            return ended;
+        };
         let entered_ms = self.migration.attempted_ms;
         if unix_ms().saturating_sub(entered_ms) > WORKER_PATIENCE_MS {
             return Err(Ended(Outcome::Failed(what)));

@@ -47,7 +47,9 @@ impl Act<'_> {
             Some(made) => made.uid,
             None => self.hand_over(&target, &images).await?,
         };
-        self.prove_restored(&target, &uid, &images).await.map(|restored| Outcome::Done(Done::Restored(restored)))
+        self.prove_restored(&target, &uid, &images)
+            .await
+            .map(|restored| Outcome::Done(Done::Restored(restored)))
     }
 
     async fn hand_over(&mut self, target: &NodeName, images: &[Image]) -> Result<PodUid, Ended> {
@@ -58,23 +60,38 @@ impl Act<'_> {
         }
         self.span("confirm hold", started);
         let started = unix_ns();
-        match self.world.cluster.delete_source(self.plan, &self.due.id).await? {
+        match self
+            .world
+            .cluster
+            .delete_source(self.plan, &self.due.id)
+            .await?
+        {
             Deletion::Done => {}
             Deletion::ByUser => return Err(Ended::pod_deleted(self.plan)),
         }
         self.span("delete source pod", started);
         if confirmed.elapsed() > HOLD_LEASE {
-            return Err(Ended::unknown("LeaseLapsed", "the hold's confirmation is too old, it is asked for again"));
+            return Err(Ended::unknown(
+                "LeaseLapsed",
+                "the hold's confirmation is too old, it is asked for again",
+            ));
         }
         let started = unix_ns();
-        let created = self.world.cluster.create(self.plan, &self.due.id, target, images).await;
+        let created = self
+            .world
+            .cluster
+            .create(self.plan, &self.due.id, target, images)
+            .await;
         self.span("create target pod", started);
         match created {
             Ok(uid) => Ok(uid),
             Err(super::ClusterError::Refused { what, reason }) => {
                 // Proved: there is no object. What was delivered must not be pulled by anybody else's either.
                 self.withdraw(target, None, images).await?;
-                Err(Ended::failed("TargetRefused", format!("Kubernetes refused to {what}: {reason}")))
+                Err(Ended::failed(
+                    "TargetRefused",
+                    format!("Kubernetes refused to {what}: {reason}"),
+                ))
             }
             Err(unclear @ super::ClusterError::Unclear { .. }) => Err(unclear.into()),
         }
@@ -103,9 +120,16 @@ impl Act<'_> {
                 Origins::Restored { running_unix_ns } => {
                     self.span("restore", started);
                     let (pod_uid, node) = (uid.clone(), node.clone());
-                    return Ok(Restored { pod_uid, node, running_unix_ns, images: images.to_vec() });
+                    return Ok(Restored {
+                        pod_uid,
+                        node,
+                        running_unix_ns,
+                        images: images.to_vec(),
+                    });
                 }
-                Origins::Never(reason) => return Err(self.prove_failed(node, uid, images, reason).await?),
+                Origins::Never(reason) => {
+                    return Err(self.prove_failed(node, uid, images, reason).await?);
+                }
                 Origins::NotYet => {}
             }
             if looked_at_object.elapsed() > LOOK_AT_OBJECT_EVERY {
@@ -118,17 +142,29 @@ impl Act<'_> {
         }
     }
 
-    async fn look_at_object(&mut self, node: &NodeName, uid: &PodUid, images: &[Image]) -> Result<Option<Ended>, Ended> {
+    async fn look_at_object(
+        &mut self,
+        node: &NodeName,
+        uid: &PodUid,
+        images: &[Image],
+    ) -> Result<Option<Ended>, Ended> {
         let entered_ms = self.migration.attempted_ms;
         let late = unix_ms().saturating_sub(entered_ms) > RESTORE_WITHIN_MS;
         match self.world.cluster.restored(self.plan, &self.due.id).await? {
             None => Ok(Some(Ended::pod_deleted(self.plan))),
-            Some(object) if object.deleting || object.uid != *uid => Ok(Some(Ended::pod_deleted(self.plan))),
+            Some(object) if object.deleting || object.uid != *uid => {
+                Ok(Some(Ended::pod_deleted(self.plan)))
+            }
             Some(object) => match (object.broken, late) {
                 (Some(reason), _) => self.prove_failed(node, uid, images, reason).await.map(Some),
                 (None, true) => {
-                    let waiting = object.waiting.unwrap_or_else(|| "nothing was said".to_owned());
-                    let reason = format!("not restored after {} s: {waiting}", RESTORE_WITHIN_MS / 1_000);
+                    let waiting = object
+                        .waiting
+                        .unwrap_or_else(|| "nothing was said".to_owned());
+                    let reason = format!(
+                        "not restored after {} s: {waiting}",
+                        RESTORE_WITHIN_MS / 1_000
+                    );
                     self.prove_failed(node, uid, images, reason).await.map(Some)
                 }
                 (None, false) => Ok(None),
@@ -137,9 +173,17 @@ impl Act<'_> {
     }
 
     async fn origins(&self, node: &NodeName, uid: &PodUid) -> Result<Origins, Ended> {
-        let verify = wire::Verify { pod: Some(self.restored_pod(uid)), migration_id: self.due.id.0.clone() };
-        let answer::Kind::Verified(verified) = self.ask(node, question::Kind::Verify(verify)).await? else {
-            return Err(Ended::unknown("WorkerConfused", "the answer to Verify was something else"));
+        let verify = wire::Verify {
+            pod: Some(self.restored_pod(uid)),
+            migration_id: self.due.id.0.clone(),
+        };
+        let answer::Kind::Verified(verified) =
+            self.ask(node, question::Kind::Verify(verify)).await?
+        else {
+            return Err(Ended::unknown(
+                "WorkerConfused",
+                "the answer to Verify was something else",
+            ));
         };
         let mut running_unix_ns = 0;
         let mut missing = self.plan.containers.len();
@@ -156,7 +200,10 @@ impl Act<'_> {
                     )));
                 }
                 Origin::Broken => {
-                    return Ok(Origins::Never(format!("container {}: {}", container.name, container.detail)));
+                    return Ok(Origins::Never(format!(
+                        "container {}: {}",
+                        container.name, container.detail
+                    )));
                 }
                 Origin::NotYet | Origin::Unspecified => {}
             }
@@ -164,7 +211,9 @@ impl Act<'_> {
         if missing > 0 {
             return Ok(Origins::NotYet);
         }
-        Ok(Origins::Restored { running_unix_ns: self.world.nodes.clock(node).correct(running_unix_ns) })
+        Ok(Origins::Restored {
+            running_unix_ns: self.world.nodes.clock(node).correct(running_unix_ns),
+        })
     }
 
     /// Makes it true, and proves, that nothing of this restore can run.
@@ -192,8 +241,17 @@ impl Act<'_> {
             Some(uid) => self.restored_pod(uid),
             None => self.restored_pod(&PodUid(String::new())),
         };
-        let withdraw = wire::Withdraw { pod: Some(pod), images: wire_images(images) };
-        let report = self.step(node, step_request::Kind::Withdraw(withdraw), SHORT_STEP_WITHIN).await?;
+        let withdraw = wire::Withdraw {
+            pod: Some(pod),
+            images: wire_images(images),
+        };
+        let report = self
+            .step(
+                node,
+                step_request::Kind::Withdraw(withdraw),
+                SHORT_STEP_WITHIN,
+            )
+            .await?;
         match report.outcome() {
             wire::step_report::Outcome::Done => Ok(()),
             wire::step_report::Outcome::Failed
@@ -201,7 +259,10 @@ impl Act<'_> {
             | wire::step_report::Outcome::Unknown
             | wire::step_report::Outcome::Unspecified => Err(Ended::unknown(
                 "NotWithdrawn",
-                format!("it is not proved that nothing of the restore runs on node {node}: {}", report.detail),
+                format!(
+                    "it is not proved that nothing of the restore runs on node {node}: {}",
+                    report.detail
+                ),
             )),
         }
     }

@@ -14,13 +14,26 @@ impl Act<'_> {
         let hold = wire::Hold {
             pod: Some(self.source_pod()),
             store_prefix: store_prefix.clone(),
-            budget_ms: self.plan.freeze_budget_ms.saturating_sub(crate::driver::RESTORE_RESERVE_MS),
+            budget_ms: self
+                .plan
+                .freeze_budget_ms
+                .saturating_sub(crate::driver::RESTORE_RESERVE_MS),
             keep_archives: false,
         };
         let source = self.plan.source.clone();
-        let report = self.must(&source, step_request::Kind::Hold(hold), LONG_STEP_WITHIN, "HoldFailed").await?;
+        let report = self
+            .must(
+                &source,
+                step_request::Kind::Hold(hold),
+                LONG_STEP_WITHIN,
+                "HoldFailed",
+            )
+            .await?;
         let Some(step_report::Result::Held(held)) = report.result else {
-            return Err(Ended::unknown("WorkerConfused", "the pod was held without a checkpoint"));
+            return Err(Ended::unknown(
+                "WorkerConfused",
+                "the pod was held without a checkpoint",
+            ));
         };
         Ok(Outcome::Done(Done::Held(Checkpoint {
             store_prefix,
@@ -45,38 +58,70 @@ impl Act<'_> {
         node: &orchestrator_core::id::NodeName,
     ) -> Result<Vec<orchestrator_core::migration::Image>, Ended> {
         let Some(checkpoint) = &self.migration.checkpoint else {
-            return Err(Ended::unknown("NoCheckpoint", "there is nothing to deliver"));
+            return Err(Ended::unknown(
+                "NoCheckpoint",
+                "there is nothing to deliver",
+            ));
         };
         let deliver = wire::Deliver {
             pod: Some(self.source_pod()),
             manifest_key: checkpoint.manifest_key.clone(),
             manifest_blake3: checkpoint.manifest_blake3.clone(),
         };
-        let report = self.must(node, step_request::Kind::Deliver(deliver), LONG_STEP_WITHIN, "DeliverFailed").await?;
+        let report = self
+            .must(
+                node,
+                step_request::Kind::Deliver(deliver),
+                LONG_STEP_WITHIN,
+                "DeliverFailed",
+            )
+            .await?;
         match report.result {
             Some(step_report::Result::Delivered(delivered)) => Ok(core_images(&delivered.images)),
             Some(
-                step_report::Result::Held(_) | step_report::Result::Released(_) | step_report::Result::Exported(_),
+                step_report::Result::Held(_)
+                | step_report::Result::Released(_)
+                | step_report::Result::Exported(_),
             )
-            | None => Err(Ended::unknown("WorkerConfused", "a checkpoint was delivered without images")),
+            | None => Err(Ended::unknown(
+                "WorkerConfused",
+                "a checkpoint was delivered without images",
+            )),
         }
     }
 
     /// Is the source held, now, and in the boot it was held in? `Err` when that can't be told.
     pub(super) async fn hold_confirmed(&self) -> Result<Result<(), Finding>, Ended> {
         let Some(checkpoint) = &self.migration.checkpoint else {
-            return Err(Ended::unknown("NoCheckpoint", "there is no hold to confirm"));
+            return Err(Ended::unknown(
+                "NoCheckpoint",
+                "there is no hold to confirm",
+            ));
         };
-        let confirm = wire::ConfirmHold { pod: Some(self.source_pod()), boot_id: checkpoint.boot_id.clone() };
-        match self.ask(&self.plan.source, question::Kind::ConfirmHold(confirm)).await? {
-            answer::Kind::HoldState(state) if state.held && state.boot_id == checkpoint.boot_id => Ok(Ok(())),
+        let confirm = wire::ConfirmHold {
+            pod: Some(self.source_pod()),
+            boot_id: checkpoint.boot_id.clone(),
+        };
+        match self
+            .ask(&self.plan.source, question::Kind::ConfirmHold(confirm))
+            .await?
+        {
+            answer::Kind::HoldState(state) if state.held && state.boot_id == checkpoint.boot_id => {
+                Ok(Ok(()))
+            }
             answer::Kind::HoldState(state) => Ok(Err(Finding::new(
                 "HoldLost",
-                format!("the source is not held any more, its checkpoint is stale: {}", state.detail),
+                format!(
+                    "the source is not held any more, its checkpoint is stale: {}",
+                    state.detail
+                ),
                 "",
             ))),
             answer::Kind::Inspection(_) | answer::Kind::Images(_) | answer::Kind::Verified(_) => {
-                Err(Ended::unknown("WorkerConfused", "the answer to ConfirmHold was something else"))
+                Err(Ended::unknown(
+                    "WorkerConfused",
+                    "the answer to ConfirmHold was something else",
+                ))
             }
         }
     }

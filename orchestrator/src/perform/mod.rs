@@ -109,7 +109,11 @@ pub trait Cluster: Send + Sync {
     /// Why the target node would not take the pod now.
     async fn target_refuses(&self, plan: &Plan) -> Result<Option<Finding>, ClusterError>;
     /// Marks the source's object, so that its deletion by somebody else can't go unseen.
-    async fn mark_source(&self, plan: &Plan, id: &MigrationId) -> Result<SourceObject, ClusterError>;
+    async fn mark_source(
+        &self,
+        plan: &Plan,
+        id: &MigrationId,
+    ) -> Result<SourceObject, ClusterError>;
     /// Takes the mark away again.
     async fn unmark_source(&self, plan: &Plan, id: &MigrationId) -> Result<(), ClusterError>;
     /// Deletes the source's object for good, that UID and no other.
@@ -123,11 +127,20 @@ pub trait Cluster: Send + Sync {
         images: &[Image],
     ) -> Result<PodUid, ClusterError>;
     /// The restored pod of this migration, wherever it is.
-    async fn restored(&self, plan: &Plan, id: &MigrationId) -> Result<Option<RestoredObject>, ClusterError>;
+    async fn restored(
+        &self,
+        plan: &Plan,
+        id: &MigrationId,
+    ) -> Result<Option<RestoredObject>, ClusterError>;
     /// Deletes a restored pod that must not run.
     async fn delete_restored(&self, plan: &Plan, uid: &PodUid) -> Result<(), ClusterError>;
     /// Lets the target's kubelet pull these containers' images with the pod's own secrets; the error is the kubelet's.
-    async fn prepull(&self, plan: &Plan, id: &MigrationId, containers: &[String]) -> Result<(), ClusterError>;
+    async fn prepull(
+        &self,
+        plan: &Plan,
+        id: &MigrationId,
+        containers: &[String],
+    ) -> Result<(), ClusterError>;
 }
 
 /// Calls to workers. The second implementation is the tests' node.
@@ -143,7 +156,12 @@ pub trait Nodes: Send + Sync {
         within: Duration,
     ) -> Result<StepReport, CallError>;
     /// See [`Workers::ask`].
-    async fn ask(&self, node: &NodeName, kind: question::Kind, within: Duration) -> Result<answer::Kind, CallError>;
+    async fn ask(
+        &self,
+        node: &NodeName,
+        kind: question::Kind,
+        within: Duration,
+    ) -> Result<answer::Kind, CallError>;
     /// See [`Workers::clock`].
     fn clock(&self, node: &NodeName) -> Clock;
 }
@@ -161,7 +179,12 @@ impl Nodes for Workers {
         Workers::step(self, node, &migration.0, revision, kind, within).await
     }
 
-    async fn ask(&self, node: &NodeName, kind: question::Kind, within: Duration) -> Result<answer::Kind, CallError> {
+    async fn ask(
+        &self,
+        node: &NodeName,
+        kind: question::Kind,
+        within: Duration,
+    ) -> Result<answer::Kind, CallError> {
         Workers::ask(self, node, kind, within).await
     }
 
@@ -183,9 +206,18 @@ pub struct World {
 impl Perform for World {
     async fn perform(&self, due: &Due, migration: &Migration) -> (Outcome, Vec<Span>) {
         let Some(plan) = &migration.plan else {
-            return (Outcome::Unknown(Finding::new("NoPlan", "a step is due without a plan", "")), Vec::new());
+            return (
+                Outcome::Unknown(Finding::new("NoPlan", "a step is due without a plan", "")),
+                Vec::new(),
+            );
         };
-        let mut act = Act { world: self, migration, plan, due, spans: Vec::new() };
+        let mut act = Act {
+            world: self,
+            migration,
+            plan,
+            due,
+            spans: Vec::new(),
+        };
         let ended = match due.step {
             Step::Recheck => act.recheck().await,
             Step::Prepare => act.prepare().await,
@@ -216,7 +248,10 @@ impl Ended {
     fn pod_deleted(plan: &Plan) -> Self {
         Self(Outcome::PodDeleted(Finding::new(
             "PodDeleted",
-            format!("the pod {} was deleted meanwhile; the deletion is obeyed", plan.pod),
+            format!(
+                "the pod {} was deleted meanwhile; the deletion is obeyed",
+                plan.pod
+            ),
             "",
         )))
     }
@@ -262,17 +297,28 @@ impl Act<'_> {
         kind: step_request::Kind,
         within: Duration,
     ) -> Result<StepReport, Ended> {
-        let report = self.world.nodes.step(node, &self.due.id, self.due.revision.0, kind, within).await?;
-        self.spans.extend(api::spans(node, self.world.nodes.clock(node), &report.spans));
+        let report = self
+            .world
+            .nodes
+            .step(node, &self.due.id, self.due.revision.0, kind, within)
+            .await?;
+        self.spans.extend(api::spans(
+            node,
+            self.world.nodes.clock(node),
+            &report.spans,
+        ));
         match report.outcome() {
             step_report::Outcome::Stale => Err(Ended(Outcome::Forgotten(Finding::new(
                 "WorkerForgot",
-                format!("the worker of node {node} refused revision {}: {}", self.due.revision, report.detail),
+                format!(
+                    "the worker of node {node} refused revision {}: {}",
+                    self.due.revision, report.detail
+                ),
                 "",
             )))),
-            step_report::Outcome::Unknown | step_report::Outcome::Unspecified => {
-                Err(Ended::unknown("WorkerUnsure", format!("node {node}: {}", report.detail)))
-            }
+            step_report::Outcome::Unknown | step_report::Outcome::Unspecified => Err(
+                Ended::unknown("WorkerUnsure", format!("node {node}: {}", report.detail)),
+            ),
             step_report::Outcome::Done | step_report::Outcome::Failed => Ok(report),
         }
     }
@@ -291,9 +337,10 @@ impl Act<'_> {
             step_report::Outcome::Failed
             | step_report::Outcome::Stale
             | step_report::Outcome::Unknown
-            | step_report::Outcome::Unspecified => {
-                Err(Ended::failed(code, format!("node {node}: {}", report.detail)))
-            }
+            | step_report::Outcome::Unspecified => Err(Ended::failed(
+                code,
+                format!("node {node}: {}", report.detail),
+            )),
         }
     }
 
@@ -324,18 +371,30 @@ impl Act<'_> {
     }
 
     fn pod(&self, uid: String, with_ids: bool) -> wire::Pod {
-        let containers = self.plan.containers.iter().map(|container| wire::Container {
-            name: container.name.clone(),
-            image: container.image.clone(),
-            image_digest: container.image_digest.clone(),
-            container_id: if with_ids { container.container_id.clone() } else { String::new() },
-        });
+        let containers = self
+            .plan
+            .containers
+            .iter()
+            .map(|container| wire::Container {
+                name: container.name.clone(),
+                image: container.image.clone(),
+                image_digest: container.image_digest.clone(),
+                container_id: if with_ids {
+                    container.container_id.clone()
+                } else {
+                    String::new()
+                },
+            });
         wire::Pod {
             namespace: self.plan.pod.namespace.clone(),
             name: self.plan.pod.name.clone(),
             uid,
             containers: containers.collect(),
-            pod_ip: if with_ids { self.plan.pod_ip.clone() } else { String::new() },
+            pod_ip: if with_ids {
+                self.plan.pod_ip.clone()
+            } else {
+                String::new()
+            },
         }
     }
 }

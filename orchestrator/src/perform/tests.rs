@@ -39,7 +39,10 @@ impl Propose for Log {
 
 fn plan() -> Plan {
     Plan {
-        pod: PodRef { namespace: "default".to_owned(), name: "kuard".to_owned() },
+        pod: PodRef {
+            namespace: "default".to_owned(),
+            name: "kuard".to_owned(),
+        },
         uid: "source".into(),
         source: "node1".into(),
         target: "node2".into(),
@@ -65,13 +68,27 @@ fn plan() -> Plan {
 }
 
 async fn submitted() -> Arc<Log> {
-    let log = Arc::new(Log { state: watch::Sender::new(Arc::default()), index: Mutex::new(1) });
+    let log = Arc::new(Log {
+        state: watch::Sender::new(Arc::default()),
+        index: Mutex::new(1),
+    });
     let plan = plan();
-    let request =
-        Request { pod: plan.pod.clone(), target: plan.target.clone(), freeze_max_ms: None, timeout_ms: None, dry_run: false };
+    let request = Request {
+        pod: plan.pod.clone(),
+        target: plan.target.clone(),
+        freeze_max_ms: None,
+        timeout_ms: None,
+        dry_run: false,
+    };
     let decision = Decision::Plan(Box::new(plan.clone()));
-    let command =
-        Command::Submit { id: "m".into(), object: plan.pod, request, decision, at_ms: unix_ms(), spans: vec![] };
+    let command = Command::Submit {
+        id: "m".into(),
+        object: plan.pod,
+        request,
+        decision,
+        at_ms: unix_ms(),
+        spans: vec![],
+    };
     log.propose(command).await;
     log
 }
@@ -84,7 +101,10 @@ fn migration(log: &Log) -> Migration {
 async fn run(model: &Arc<Model>) -> Migration {
     let log = submitted().await;
     for _life in 0..4 {
-        let world = World { cluster: Arc::clone(model) as _, nodes: Arc::clone(model) as _ };
+        let world = World {
+            cluster: Arc::clone(model) as _,
+            nodes: Arc::clone(model) as _,
+        };
         let driver = Driver {
             perform: Arc::new(world),
             propose: Arc::clone(&log) as _,
@@ -113,12 +133,30 @@ async fn check(trouble: Option<Trouble>) -> (Phase, usize) {
     let model = Arc::new(Model::new(trouble));
     let ended = run(&model).await;
     let seen = model.seen();
-    let context = format!("{trouble:?}: {:?} because of {:?}\n{}", ended.phase, ended.reason, seen.history.join("\n"));
-    assert!(seen.violations.is_empty(), "{:?}\n{context}", seen.violations);
+    let context = format!(
+        "{trouble:?}: {:?} because of {:?}\n{}",
+        ended.phase,
+        ended.reason,
+        seen.history.join("\n")
+    );
+    assert!(
+        seen.violations.is_empty(),
+        "{:?}\n{context}",
+        seen.violations
+    );
     match ended.phase {
-        Phase::Succeeded => assert!(seen.target_runs && !seen.source_alive && seen.disarmed, "{context}"),
-        Phase::RolledBack => assert!(seen.source_runs && !seen.target_runs && !seen.marked, "{context}"),
-        Phase::Rescued => assert!(seen.rescued_runs && !seen.source_alive && seen.disarmed, "{context}"),
+        Phase::Succeeded => assert!(
+            seen.target_runs && !seen.source_alive && seen.disarmed,
+            "{context}"
+        ),
+        Phase::RolledBack => assert!(
+            seen.source_runs && !seen.target_runs && !seen.marked,
+            "{context}"
+        ),
+        Phase::Rescued => assert!(
+            seen.rescued_runs && !seen.source_alive && seen.disarmed,
+            "{context}"
+        ),
         other => panic!("ended as {other:?}\n{context}"),
     }
     (ended.phase, seen.effects)
@@ -135,7 +173,11 @@ async fn the_orchestrator_may_die_before_and_after_every_effect() {
     for at in 1..=effects {
         for fault in [Fault::DieBefore, Fault::DieAfter] {
             let (phase, _) = check(Some(Trouble { at, fault })).await;
-            assert_eq!(phase, Phase::Succeeded, "a death alone must not undo anything (effect {at})");
+            assert_eq!(
+                phase,
+                Phase::Succeeded,
+                "a death alone must not undo anything (effect {at})"
+            );
         }
     }
 }
@@ -144,7 +186,11 @@ async fn the_orchestrator_may_die_before_and_after_every_effect() {
 async fn every_answer_may_be_lost() {
     let (_, effects) = check(None).await;
     for at in 1..=effects {
-        check(Some(Trouble { at, fault: Fault::LoseAnswer })).await;
+        check(Some(Trouble {
+            at,
+            fault: Fault::LoseAnswer,
+        }))
+        .await;
     }
 }
 
@@ -153,9 +199,19 @@ async fn every_effect_may_fail() {
     let (_, effects) = check(None).await;
     let mut ends = Vec::new();
     for at in 1..=effects {
-        ends.push(check(Some(Trouble { at, fault: Fault::Fail })).await.0);
+        ends.push(
+            check(Some(Trouble {
+                at,
+                fault: Fault::Fail,
+            }))
+            .await
+            .0,
+        );
     }
-    assert!(ends.contains(&Phase::RolledBack) && ends.contains(&Phase::Succeeded), "{ends:?}");
+    assert!(
+        ends.contains(&Phase::RolledBack) && ends.contains(&Phase::Succeeded),
+        "{ends:?}"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -165,7 +221,11 @@ async fn a_restore_that_breaks_is_rescued_on_the_source_node() {
     let ended = run(&model).await;
     assert_eq!(ended.phase, Phase::Rescued, "{:?}", ended.reason);
     assert!(model.seen().rescued_runs);
-    assert!(model.seen().violations.is_empty(), "{:?}", model.seen().violations);
+    assert!(
+        model.seen().violations.is_empty(),
+        "{:?}",
+        model.seen().violations
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -197,6 +257,9 @@ async fn a_deletion_by_the_user_is_obeyed_in_every_phase() {
             ended.phase,
             model.seen().history.join("\n")
         );
-        assert!(!model.seen().target_runs, "after {after}: a deleted pod was resurrected");
+        assert!(
+            !model.seen().target_runs,
+            "after {after}: a deleted pod was resurrected"
+        );
     }
 }

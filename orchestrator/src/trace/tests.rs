@@ -67,6 +67,8 @@ fn migration() -> Migration {
         phase: Phase::RolledBack,
         revision: Revision(9),
         submitted: Revision(2),
+        attempts: 1,
+        attempted_ms: 0,
         entered: vec![
             (Phase::Planned, 1000),
             (Phase::Holding, 2000),

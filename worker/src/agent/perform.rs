@@ -253,16 +253,24 @@ impl Performer {
         }
     }
 
+    /// What stands in the way of a checkpoint, and what the containers were made from.
+    async fn inspect(&self, pod: Pod, ghost_limit_bytes: u64) -> Result<Inspection, String> {
+        let digests = self.data.running_digests(&pod.containers).await;
+        let inspected = self.inspector.inspect(pod, ghost_limit_bytes).await;
+        let mut inspection = inspected.map_err(|error| error.to_string())?;
+        inspection.image_digests = digests.map_err(|error| error.to_string())?;
+        Ok(inspection)
+    }
+
     /// Answers a question.
     pub(super) async fn answer(&self, question: Question) -> Answer {
         let Question { call, kind } = question;
         let answer: Result<answer::Kind, String> = match kind {
             Some(question::Kind::Inspect(inspect)) => {
                 let pod = inspect.pod.unwrap_or_default();
-                let inspection = self.inspector.inspect(pod, inspect.ghost_limit_bytes).await;
-                inspection
-                    .map(|seen: Inspection| answer::Kind::Inspection(seen))
-                    .map_err(|error| error.to_string())
+                self.inspect(pod, inspect.ghost_limit_bytes)
+                    .await
+                    .map(answer::Kind::Inspection)
             }
             Some(question::Kind::ConfirmHold(confirm)) => {
                 let pod = confirm.pod.unwrap_or_default();

@@ -69,14 +69,31 @@ impl Header {
             b'0' | 0 => Kind::File,
             b'1'..=b'6' => Kind::Bodiless,
             b'x' => Kind::Pax,
-            other => return Err(HeaderError::Kind { kind: char::from(other) }),
+            other => {
+                return Err(HeaderError::Kind {
+                    kind: char::from(other),
+                });
+            }
         };
         let size = number(&block[SIZE]).ok_or(HeaderError::Number { field: "size" })?;
         let name = text(&block[..100])?;
         let ustar = &block[257..263] == b"ustar\0";
-        let prefix = if ustar { text(&block[345..500])? } else { String::new() };
-        let name = if prefix.is_empty() { name } else { format!("{prefix}/{name}") };
-        Ok(Self { block: block.to_vec(), name, size, kind })
+        let prefix = if ustar {
+            text(&block[345..500])?
+        } else {
+            String::new()
+        };
+        let name = if prefix.is_empty() {
+            name
+        } else {
+            format!("{prefix}/{name}")
+        };
+        Ok(Self {
+            block: block.to_vec(),
+            name,
+            size,
+            kind,
+        })
     }
 
     /// The same header for another size; without a change of size the same bytes.
@@ -99,12 +116,24 @@ pub type Record<'a> = (&'a [u8], &'a [u8]);
 pub fn pax_records(mut content: &[u8]) -> Result<Vec<Record<'_>>, HeaderError> {
     let mut records = Vec::new();
     while !content.is_empty() {
-        let space = content.iter().position(|byte| *byte == b' ').ok_or(HeaderError::Pax)?;
-        let length = std::str::from_utf8(&content[..space]).ok().and_then(|digits| digits.parse::<usize>().ok());
-        let length = length.filter(|length| *length > space + 1 && *length <= content.len()).ok_or(HeaderError::Pax)?;
+        let space = content
+            .iter()
+            .position(|byte| *byte == b' ')
+            .ok_or(HeaderError::Pax)?;
+        let length = std::str::from_utf8(&content[..space])
+            .ok()
+            .and_then(|digits| digits.parse::<usize>().ok());
+        let length = length
+            .filter(|length| *length > space + 1 && *length <= content.len())
+            .ok_or(HeaderError::Pax)?;
         let (record, rest) = content.split_at(length);
-        let record = record[space + 1..].strip_suffix(b"\n").ok_or(HeaderError::Pax)?;
-        let equals = record.iter().position(|byte| *byte == b'=').ok_or(HeaderError::Pax)?;
+        let record = record[space + 1..]
+            .strip_suffix(b"\n")
+            .ok_or(HeaderError::Pax)?;
+        let equals = record
+            .iter()
+            .position(|byte| *byte == b'=')
+            .ok_or(HeaderError::Pax)?;
         records.push((&record[..equals], &record[equals + 1..]));
         content = rest;
     }
@@ -114,7 +143,9 @@ pub fn pax_records(mut content: &[u8]) -> Result<Vec<Record<'_>>, HeaderError> {
 /// The sum of the header's bytes, its own field taken as blanks.
 fn checksum(block: &[u8]) -> u64 {
     let sum = |bytes: &[u8]| bytes.iter().map(|byte| u64::from(*byte)).sum::<u64>();
-    sum(&block[..CHECKSUM.start]) + sum(&block[CHECKSUM.end..]) + CHECKSUM.len() as u64 * u64::from(b' ')
+    sum(&block[..CHECKSUM.start])
+        + sum(&block[CHECKSUM.end..])
+        + CHECKSUM.len() as u64 * u64::from(b' ')
 }
 
 /// Octal digits between blanks, or, with the topmost bit set, GNU's big-endian binary.
@@ -130,10 +161,19 @@ fn number(field: &[u8]) -> Option<u64> {
     }
     let text = std::str::from_utf8(field).ok()?;
     let digits = text.trim_matches(|c| c == ' ' || c == '\0');
-    if digits.is_empty() { Some(0) } else { u64::from_str_radix(digits, 8).ok().filter(|_| !digits.starts_with('+')) }
+    if digits.is_empty() {
+        Some(0)
+    } else {
+        u64::from_str_radix(digits, 8)
+            .ok()
+            .filter(|_| !digits.starts_with('+'))
+    }
 }
 
 fn text(field: &[u8]) -> Result<String, HeaderError> {
-    let end = field.iter().position(|byte| *byte == 0).unwrap_or(field.len());
+    let end = field
+        .iter()
+        .position(|byte| *byte == 0)
+        .unwrap_or(field.len());
     String::from_utf8(field[..end].to_vec()).map_err(|_| HeaderError::Name)
 }

@@ -13,7 +13,11 @@ fn edits(replacement: Option<Vec<u8>>) -> Vec<Edit<'static>> {
             need: Need::Required,
             change: Box::new(move |_| Ok(replacement.clone())),
         },
-        Edit { name: "checkpoint/timerfd.img", need: Need::Optional, change: Box::new(|_| Ok(None)) },
+        Edit {
+            name: "checkpoint/timerfd.img",
+            need: Need::Optional,
+            change: Box::new(|_| Ok(None)),
+        },
     ]
 }
 
@@ -22,10 +26,14 @@ fn archive(files: &[(String, Vec<u8>)]) -> Vec<u8> {
     let mut builder = tar::Builder::new(Vec::new());
     for (name, content) in files {
         if name.len() > 99 {
-            builder.append_pax_extensions([("path", name.as_bytes())]).unwrap();
+            builder
+                .append_pax_extensions([("path", name.as_bytes())])
+                .unwrap();
         }
         let mut header = tar::Header::new_ustar();
-        header.set_path(if name.len() > 99 { "long" } else { name }).unwrap();
+        header
+            .set_path(if name.len() > 99 { "long" } else { name })
+            .unwrap();
         header.set_size(content.len() as u64);
         header.set_mode(0o600);
         header.set_cksum();
@@ -47,7 +55,11 @@ fn entries(archive: &[u8]) -> Vec<(String, Vec<u8>)> {
 }
 
 /// Rewrites an archive fed in pieces of the given sizes, over and over.
-fn rewrite(archive: &[u8], replacement: Option<Vec<u8>>, cuts: &[usize]) -> Result<Vec<u8>, ArchiveError> {
+fn rewrite(
+    archive: &[u8],
+    replacement: Option<Vec<u8>>,
+    cuts: &[usize],
+) -> Result<Vec<u8>, ArchiveError> {
     let mut rewriter = Rewriter::new(Vec::new(), edits(replacement));
     let mut cuts = cuts.iter().cycle();
     let mut rest = archive;
@@ -106,7 +118,9 @@ fn config() -> (String, Vec<u8>) {
 
 fn refusal(archive: &[u8]) -> String {
     let error = rewrite(archive, None, &[512]).unwrap_err();
-    let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
+    let cause = std::error::Error::source(&error)
+        .map(|cause| format!(": {cause}"))
+        .unwrap_or_default();
     format!("{error}{cause}")
 }
 
@@ -118,7 +132,10 @@ fn a_required_file_that_is_missing_or_there_twice_is_refused() {
     let mut bytes = archive(&[config()]);
     bytes.truncate(BLOCK * 2);
     bytes.extend(archive(&[dotted]));
-    assert!(refusal(&bytes).contains("twice"), "the same file under another spelling");
+    assert!(
+        refusal(&bytes).contains("twice"),
+        "the same file under another spelling"
+    );
 }
 
 #[test]
@@ -170,7 +187,9 @@ fn a_size_in_base_256_is_read_like_the_oracle_reads_it() {
 fn a_pax_size_replaces_the_headers() {
     let content = vec![7; 1000];
     let mut builder = tar::Builder::new(Vec::new());
-    builder.append_pax_extensions([("size", b"1000".as_slice())]).unwrap();
+    builder
+        .append_pax_extensions([("size", b"1000".as_slice())])
+        .unwrap();
     let mut bytes = builder.into_inner().unwrap();
     bytes.truncate(BLOCK * 2);
     let mut header = tar::Header::new_ustar();
@@ -189,7 +208,9 @@ mod timers {
 
     /// `timerfd_entry` with value and interval in seconds and nanoseconds.
     fn timer(value: [u64; 2], interval: [u64; 2]) -> Vec<u8> {
-        let mut message = vec![0x08, 5, 0x10, 0x82, 0x10, 0x1a, 2, 0x08, 0, 0x20, 1, 0x28, 0, 0x30, 0];
+        let mut message = vec![
+            0x08, 5, 0x10, 0x82, 0x10, 0x1a, 2, 0x08, 0, 0x20, 1, 0x28, 0, 0x30, 0,
+        ];
         for (field, number) in (7u8..).zip(value.into_iter().chain(interval)) {
             message.push(field << 3);
             let mut number = number;
@@ -215,10 +236,18 @@ mod timers {
     fn an_expired_periodic_timer_gets_one_interval_and_the_others_stay() {
         let running = timer([3, 7], [5, 0]);
         let once = timer([0, 0], [0, 0]);
-        let lost = image(&[running.clone(), timer([0, 0], [0, 250_000_000]), once.clone()]);
+        let lost = image(&[
+            running.clone(),
+            timer([0, 0], [0, 250_000_000]),
+            once.clone(),
+        ]);
         let repaired = image(&[running, timer([0, 250_000_000], [0, 250_000_000]), once]);
         assert_eq!(repair_timers(&lost).unwrap(), repaired);
-        assert_eq!(repair_timers(&repaired), None, "a second repair finds nothing");
+        assert_eq!(
+            repair_timers(&repaired),
+            None,
+            "a second repair finds nothing"
+        );
     }
 
     #[test]
@@ -230,7 +259,10 @@ mod timers {
         };
         let other = vec![0x08, 1, 0x10, 9, 0x1a, 1, 0];
         let lost = image(&[other.clone(), file(&timer([0, 0], [300, 0]))]);
-        assert_eq!(repair_files(&lost).unwrap(), image(&[other, file(&timer([300, 0], [300, 0]))]));
+        assert_eq!(
+            repair_files(&lost).unwrap(),
+            image(&[other, file(&timer([300, 0], [300, 0]))])
+        );
     }
 
     #[test]
@@ -242,6 +274,10 @@ mod timers {
         let mut strange = lost.clone();
         strange[0] ^= 1;
         assert_eq!(repair_timers(&strange), None);
-        assert_eq!(repair_timers(&image(&[vec![0x08, 5]])), None, "an entry without the fields of a timer");
+        assert_eq!(
+            repair_timers(&image(&[vec![0x08, 5]])),
+            None,
+            "an entry without the fields of a timer"
+        );
     }
 }

@@ -55,9 +55,15 @@ fn repair(image: &[u8], entry: fn(&[u8]) -> Repaired) -> Option<Vec<u8>> {
 
 fn repair_file(message: &[u8]) -> Repaired {
     let fields = fields(message)?;
-    let Some(timer) = fields.iter().find(|field| field.number == FILE_ENTRY_TIMER) else { return Ok(None) };
-    let Content::Bytes(content) = timer.content else { return Err(Unclear) };
-    let Some(repaired) = repair_timer(content)? else { return Ok(None) };
+    let Some(timer) = fields.iter().find(|field| field.number == FILE_ENTRY_TIMER) else {
+        return Ok(None);
+    };
+    let Content::Bytes(content) = timer.content else {
+        return Err(Unclear);
+    };
+    let Some(repaired) = repair_timer(content)? else {
+        return Ok(None);
+    };
     let mut out = message[..timer.start].to_vec();
     put_varint(&mut out, FILE_ENTRY_TIMER << 3 | 2);
     put_varint(&mut out, repaired.len() as u64);
@@ -121,13 +127,21 @@ fn fields(message: &[u8]) -> Result<Vec<Field<'_>>, Unclear> {
             5 => Content::Bytes(bytes(message, &mut at, 4)?),
             _ => return Err(Unclear),
         };
-        fields.push(Field { number: tag >> 3, start, end: at, content });
+        fields.push(Field {
+            number: tag >> 3,
+            start,
+            end: at,
+            content,
+        });
     }
     Ok(fields)
 }
 
 fn bytes<'a>(message: &'a [u8], at: &mut usize, length: u64) -> Result<&'a [u8], Unclear> {
-    let end = usize::try_from(length).ok().and_then(|length| at.checked_add(length)).ok_or(Unclear)?;
+    let end = usize::try_from(length)
+        .ok()
+        .and_then(|length| at.checked_add(length))
+        .ok_or(Unclear)?;
     let found = message.get(*at..end).ok_or(Unclear)?;
     *at = end;
     Ok(found)

@@ -25,8 +25,14 @@ fn tar_of(files: &[(&str, &[u8])]) -> Vec<u8> {
 }
 
 fn checkpoint(pages: &[u8], ran_from: &str) -> Vec<u8> {
-    let config = json!({"id": "c1", "rootfsImageRef": ran_from, "rootfsImageName": "registry/web:1"}).to_string();
-    tar_of(&[("checkpoint/pages-1.img", pages), ("config.dump", config.as_bytes()), ("spec.dump", b"{}")])
+    let config =
+        json!({"id": "c1", "rootfsImageRef": ran_from, "rootfsImageName": "registry/web:1"})
+            .to_string();
+    tar_of(&[
+        ("checkpoint/pages-1.img", pages),
+        ("config.dump", config.as_bytes()),
+        ("spec.dump", b"{}"),
+    ])
 }
 
 fn files_in(layer: &[u8]) -> HashMap<String, Vec<u8>> {
@@ -54,7 +60,15 @@ impl Bench {
         fs::write(&path, archive).unwrap();
         let memory = Arc::new(Memory::default());
         let store: Arc<dyn Store> = memory.clone();
-        let stored = save(&store, "checkpoints/m/1/", vec![pieces_of_file(path)], 0, &|_, _, _| {}).await.unwrap();
+        let stored = save(
+            &store,
+            "checkpoints/m/1/",
+            vec![pieces_of_file(path)],
+            0,
+            &|_, _, _| {},
+        )
+        .await
+        .unwrap();
         let packed = stored.sources.into_iter().next().unwrap();
         assert_eq!(packed.check("archive"), Ok(()));
         let recipe = Recipe {
@@ -66,7 +80,11 @@ impl Bench {
             base_digest: BASE.to_owned(),
             base_image_id: "sha256:1d".to_owned(),
         };
-        Self { memory, folder, recipe }
+        Self {
+            memory,
+            folder,
+            recipe,
+        }
     }
 
     fn target(&self) -> PathBuf {
@@ -75,7 +93,14 @@ impl Bench {
 
     async fn build(&self) -> Result<Built, RebuildError> {
         let store: Arc<dyn Store> = self.memory.clone();
-        build(store, self.recipe.clone(), self.target(), Arc::default(), &|_| {}).await
+        build(
+            store,
+            self.recipe.clone(),
+            self.target(),
+            Arc::default(),
+            &|_| {},
+        )
+        .await
     }
 
     fn layer(&self) -> Vec<u8> {
@@ -89,7 +114,11 @@ impl Bench {
 }
 
 fn run<T>(work: impl Future<Output = T>) -> T {
-    tokio::runtime::Builder::new_multi_thread().worker_threads(2).build().unwrap().block_on(work)
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .build()
+        .unwrap()
+        .block_on(work)
 }
 
 proptest! {
@@ -139,12 +168,17 @@ proptest! {
 #[test]
 fn packs_in_another_order_are_not_the_archive() {
     run(async {
-        let pages: Vec<u8> = (0..PACK_RAW_BYTES_MAX * 2 + 77).map(|at| (at / 4096) as u8).collect();
+        let pages: Vec<u8> = (0..PACK_RAW_BYTES_MAX * 2 + 77)
+            .map(|at| (at / 4096) as u8)
+            .collect();
         let mut bench = Bench::new(&checkpoint(&pages, &format!("registry/web@{BASE}"))).await;
         assert_eq!(bench.recipe.archive.packs.len(), 3);
         bench.recipe.archive.packs.swap(0, 1);
         let error = bench.build().await.unwrap_err();
-        assert!(matches!(error, RebuildError::NotTheArchive { .. }), "{error}");
+        assert!(
+            matches!(error, RebuildError::NotTheArchive { .. }),
+            "{error}"
+        );
         assert!(bench.is_clean());
         bench.recipe.archive.packs.swap(0, 1);
         bench.build().await.unwrap();
@@ -156,7 +190,10 @@ fn the_whole_is_compared_even_when_every_pack_is_sound() {
     run(async {
         let mut bench = Bench::new(&checkpoint(b"pages", &format!("registry/web@{BASE}"))).await;
         bench.recipe.archive.blake3 = "00".repeat(32);
-        assert!(matches!(bench.build().await, Err(RebuildError::NotTheArchive { .. })));
+        assert!(matches!(
+            bench.build().await,
+            Err(RebuildError::NotTheArchive { .. })
+        ));
         assert!(bench.is_clean());
     });
 }
@@ -164,7 +201,12 @@ fn the_whole_is_compared_even_when_every_pack_is_sound() {
 #[test]
 fn another_base_image_than_the_container_ran_from_is_refused() {
     run(async {
-        for (ran_from, fits) in [("registry/web@sha256:ba5e", true), ("sha256:1d", true), ("registry/web@sha256:07", false), ("sha256:02", false)] {
+        for (ran_from, fits) in [
+            ("registry/web@sha256:ba5e", true),
+            ("sha256:1d", true),
+            ("registry/web@sha256:07", false),
+            ("sha256:02", false),
+        ] {
             let bench = Bench::new(&checkpoint(b"pages", ran_from)).await;
             let built = bench.build().await;
             assert_eq!(built.is_ok(), fits, "{ran_from}: {built:?}");
@@ -191,7 +233,10 @@ fn a_layer_that_lost_bytes_in_a_crash_is_built_anew() {
         let bench = Bench::new(&checkpoint(b"pages", &format!("registry/web@{BASE}"))).await;
         let first = bench.build().await.unwrap();
         let path = layer_path(&bench.target());
-        for spoil in [|bytes: &mut Vec<u8>| bytes.truncate(100), |bytes: &mut Vec<u8>| bytes[600] ^= 1] {
+        for spoil in [
+            |bytes: &mut Vec<u8>| bytes.truncate(100),
+            |bytes: &mut Vec<u8>| bytes[600] ^= 1,
+        ] {
             let mut bytes = fs::read(&path).unwrap();
             spoil(&mut bytes);
             fs::write(&path, bytes).unwrap();
@@ -216,7 +261,10 @@ fn another_revision_gets_another_image_id() {
         bench.recipe.revision = 2;
         let second = bench.build().await.unwrap();
         assert_eq!(first.layer_digest, second.layer_digest);
-        assert_ne!(sha256(first.config.as_bytes()), sha256(second.config.as_bytes()));
+        assert_ne!(
+            sha256(first.config.as_bytes()),
+            sha256(second.config.as_bytes())
+        );
     });
 }
 
@@ -226,9 +274,18 @@ fn the_manifest_carries_what_both_runtimes_look_for() {
         let bench = Bench::new(&checkpoint(b"pages", &format!("registry/web@{BASE}"))).await;
         let built = bench.build().await.unwrap();
         let manifest: serde_json::Value = serde_json::from_str(&built.manifest).unwrap();
-        assert_eq!(manifest["annotations"]["org.criu.checkpoint.container.name"], "web");
-        assert_eq!(manifest["annotations"]["io.kubernetes.cri-o.annotations.checkpoint.name"], "web");
-        assert_eq!(manifest["config"]["digest"], sha256(built.config.as_bytes()));
+        assert_eq!(
+            manifest["annotations"]["org.criu.checkpoint.container.name"],
+            "web"
+        );
+        assert_eq!(
+            manifest["annotations"]["io.kubernetes.cri-o.annotations.checkpoint.name"],
+            "web"
+        );
+        assert_eq!(
+            manifest["config"]["digest"],
+            sha256(built.config.as_bytes())
+        );
         let config: serde_json::Value = serde_json::from_str(&built.config).unwrap();
         assert_eq!(config["rootfs"]["diff_ids"][0], built.layer_digest);
     });

@@ -50,7 +50,11 @@ struct Refusal(StatusCode, &'static str, String);
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
         let Self(status, code, message) = self;
-        (status, axum::Json(json!({"errors": [{"code": code, "message": message}]}))).into_response()
+        (
+            status,
+            axum::Json(json!({"errors": [{"code": code, "message": message}]})),
+        )
+            .into_response()
     }
 }
 
@@ -59,7 +63,8 @@ async fn answer(
     Path(rest): Path<String>,
     headers: HeaderMap,
 ) -> Result<Response, Refusal> {
-    let asked = parse(&rest).ok_or_else(|| unknown("NAME_UNKNOWN", format!("nothing is served at {rest}")))?;
+    let asked = parse(&rest)
+        .ok_or_else(|| unknown("NAME_UNKNOWN", format!("nothing is served at {rest}")))?;
     let answers = registry.answers.borrow().clone();
     match asked {
         Asked::Manifest { name, reference } => manifest(&registry, &answers, name, reference).await,
@@ -71,28 +76,50 @@ fn parse(rest: &str) -> Option<Asked<'_>> {
     let (rest, last) = rest.rsplit_once('/')?;
     let (name, kind) = rest.rsplit_once('/')?;
     match kind {
-        "manifests" => Some(Asked::Manifest { name, reference: last }),
+        "manifests" => Some(Asked::Manifest {
+            name,
+            reference: last,
+        }),
         "blobs" => Some(Asked::Blob { name, digest: last }),
         _ => None,
     }
 }
 
 /// What a name stands for now; a tag must be the one that was given out.
-fn source(registry: &Registry, answers: &Answers, name: &str, tag: Option<&str>) -> Result<Source, Refusal> {
+fn source(
+    registry: &Registry,
+    answers: &Answers,
+    name: &str,
+    tag: Option<&str>,
+) -> Result<Source, Refusal> {
     if name.starts_with(BASES) {
         return Ok(Source::Base(None));
     }
-    let not_served = || unknown("NAME_UNKNOWN", format!("{name} is not served here, or not any more"));
+    let not_served = || {
+        unknown(
+            "NAME_UNKNOWN",
+            format!("{name} is not served here, or not any more"),
+        )
+    };
     let key = name.strip_prefix(CHECKPOINTS).ok_or_else(not_served)?;
     let checkpoint = answers.checkpoints.get(key).ok_or_else(not_served)?;
     if tag.is_some_and(|tag| tag != checkpoint.tag) {
-        return Err(unknown("MANIFEST_UNKNOWN", format!("{name} has no tag {}", tag.unwrap_or_default())));
+        return Err(unknown(
+            "MANIFEST_UNKNOWN",
+            format!("{name} has no tag {}", tag.unwrap_or_default()),
+        ));
     }
     match &checkpoint.stands_for {
         StandsFor::Base { pod_uid: _ } => Ok(Source::Base(Some(checkpoint.base.clone()))),
         StandsFor::Checkpoint { folder } => match registry.built(folder) {
-            Some(built) => Ok(Source::Checkpoint(registry.state_dir.join(folder), Box::new(built))),
-            None => Err(unknown("MANIFEST_UNKNOWN", format!("the image of {name} is gone from this node's disk"))),
+            Some(built) => Ok(Source::Checkpoint(
+                registry.state_dir.join(folder),
+                Box::new(built),
+            )),
+            None => Err(unknown(
+                "MANIFEST_UNKNOWN",
+                format!("the image of {name} is gone from this node's disk"),
+            )),
         },
     }
 }
@@ -104,14 +131,23 @@ async fn manifest(
     reference: &str,
 ) -> Result<Response, Refusal> {
     let is_digest = reference.starts_with("sha256:");
-    let unknown_manifest = || unknown("MANIFEST_UNKNOWN", format!("{name} has no manifest {reference}"));
+    let unknown_manifest = || {
+        unknown(
+            "MANIFEST_UNKNOWN",
+            format!("{name} has no manifest {reference}"),
+        )
+    };
     match source(registry, answers, name, (!is_digest).then_some(reference))? {
         Source::Checkpoint(_, built) => {
             let digest = sha256(built.manifest.as_bytes());
             if is_digest && digest != reference {
                 return Err(unknown_manifest());
             }
-            Ok(document(&digest, "application/vnd.oci.image.manifest.v1+json", Bytes::from(built.manifest)))
+            Ok(document(
+                &digest,
+                "application/vnd.oci.image.manifest.v1+json",
+                Bytes::from(built.manifest),
+            ))
         }
         Source::Base(one) => {
             let digest = match (&one, is_digest) {
@@ -120,8 +156,13 @@ async fn manifest(
                 // A base image has no tags of its own: a tag could move.
                 (None, false) => return Err(unknown_manifest()),
             };
-            let media_type = media_type(answers, one.as_deref(), digest).ok_or_else(unknown_manifest)?;
-            let content = registry.images.document(digest).await.map_err(|error| unavailable(&error))?;
+            let media_type =
+                media_type(answers, one.as_deref(), digest).ok_or_else(unknown_manifest)?;
+            let content = registry
+                .images
+                .document(digest)
+                .await
+                .map_err(|error| unavailable(&error))?;
             let content = content.ok_or_else(|| gone(digest))?;
             Ok(document(digest, media_type, content))
         }
@@ -139,30 +180,51 @@ async fn blob(
     match source(registry, answers, name, None)? {
         Source::Checkpoint(folder, built) => {
             if digest == sha256(built.config.as_bytes()) {
-                return Ok(document(digest, "application/octet-stream", Bytes::from(built.config)));
+                return Ok(document(
+                    digest,
+                    "application/octet-stream",
+                    Bytes::from(built.config),
+                ));
             }
             if digest != built.layer_digest {
                 return Err(unknown_blob());
             }
             let range = range(headers, built.layer_size)?;
-            let failed = |error: std::io::Error| internal(format!("read the layer of {name}: {error}"));
+            let failed =
+                |error: std::io::Error| internal(format!("read the layer of {name}: {error}"));
             let mut file = File::open(layer_path(&folder)).await.map_err(failed)?;
             let Range { start, end } = range.clone().unwrap_or(0..built.layer_size);
             file.seek(SeekFrom::Start(start)).await.map_err(failed)?;
-            let body = Body::from_stream(ReaderStream::with_capacity(file.take(end - start), READ_BYTES));
+            let body = Body::from_stream(ReaderStream::with_capacity(
+                file.take(end - start),
+                READ_BYTES,
+            ));
             Ok(bytes(digest, body, range, built.layer_size))
         }
         Source::Base(one) => {
             media_type(answers, one.as_deref(), digest).ok_or_else(unknown_blob)?;
-            let size = registry.images.size(digest).await.map_err(|error| unavailable(&error))?;
+            let size = registry
+                .images
+                .size(digest)
+                .await
+                .map_err(|error| unavailable(&error))?;
             let size = size.ok_or_else(|| gone(digest))?;
             let range = range(headers, size)?;
             let Range { start, end } = range.clone().unwrap_or(0..size);
             if start == end {
                 return Ok(bytes(digest, Body::empty(), range, size));
             }
-            let parts = registry.images.read(digest, start, end - start).await.map_err(|error| unavailable(&error))?;
-            Ok(bytes(digest, Body::from_stream(parts.map_err(std::io::Error::other)), range, size))
+            let parts = registry
+                .images
+                .read(digest, start, end - start)
+                .await
+                .map_err(|error| unavailable(&error))?;
+            Ok(bytes(
+                digest,
+                Body::from_stream(parts.map_err(std::io::Error::other)),
+                range,
+                size,
+            ))
         }
     }
 }
@@ -178,11 +240,21 @@ fn media_type<'a>(answers: &'a Answers, one: Option<&str>, digest: &str) -> Opti
 
 /// `bytes=A-` and `bytes=A-B`; what is not understood may be answered with the whole.
 fn range(headers: &HeaderMap, size: u64) -> Result<Option<Range<u64>>, Refusal> {
-    let Some(asked) = headers.get(header::RANGE).and_then(|value| value.to_str().ok()) else { return Ok(None) };
-    let Some((start, end)) = asked.strip_prefix("bytes=").and_then(|range| range.split_once('-')) else {
+    let Some(asked) = headers
+        .get(header::RANGE)
+        .and_then(|value| value.to_str().ok())
+    else {
         return Ok(None);
     };
-    let Ok(start) = start.parse::<u64>() else { return Ok(None) };
+    let Some((start, end)) = asked
+        .strip_prefix("bytes=")
+        .and_then(|range| range.split_once('-'))
+    else {
+        return Ok(None);
+    };
+    let Ok(start) = start.parse::<u64>() else {
+        return Ok(None);
+    };
     let end = match end {
         "" => size,
         end => match end.parse::<u64>() {
@@ -192,7 +264,11 @@ fn range(headers: &HeaderMap, size: u64) -> Result<Option<Range<u64>>, Refusal> 
     };
     if start >= size || start >= end {
         let reason = format!("{asked} of {size} bytes");
-        return Err(Refusal(StatusCode::RANGE_NOT_SATISFIABLE, "RANGE_INVALID", reason));
+        return Err(Refusal(
+            StatusCode::RANGE_NOT_SATISFIABLE,
+            "RANGE_INVALID",
+            reason,
+        ));
     }
     Ok(Some(start..end))
 }
@@ -200,8 +276,11 @@ fn range(headers: &HeaderMap, size: u64) -> Result<Option<Range<u64>>, Refusal> 
 fn document(digest: &str, media_type: &str, content: Bytes) -> Response {
     let size = content.len() as u64;
     let mut response = bytes(digest, Body::from(content), None, size);
-    let media_type = HeaderValue::from_str(media_type).unwrap_or(HeaderValue::from_static("application/octet-stream"));
-    response.headers_mut().insert(header::CONTENT_TYPE, media_type);
+    let media_type = HeaderValue::from_str(media_type)
+        .unwrap_or(HeaderValue::from_static("application/octet-stream"));
+    response
+        .headers_mut()
+        .insert(header::CONTENT_TYPE, media_type);
     response
 }
 
@@ -210,7 +289,10 @@ fn bytes(digest: &str, body: Body, range: Option<Range<u64>>, size: u64) -> Resp
     let mut response = Response::new(body);
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
+    headers.insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("application/octet-stream"),
+    );
     headers.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
     if let Ok(digest) = HeaderValue::from_str(digest) {
         headers.insert("docker-content-digest", digest);
@@ -234,7 +316,11 @@ fn gone(digest: &str) -> Refusal {
 }
 
 fn unavailable(error: &dyn std::error::Error) -> Refusal {
-    Refusal(StatusCode::SERVICE_UNAVAILABLE, "UNAVAILABLE", error.to_string())
+    Refusal(
+        StatusCode::SERVICE_UNAVAILABLE,
+        "UNAVAILABLE",
+        error.to_string(),
+    )
 }
 
 fn internal(message: String) -> Refusal {

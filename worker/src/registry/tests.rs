@@ -42,14 +42,28 @@ impl Bench {
             config: "{\"os\":\"linux\"}".to_owned(),
             manifest: "{\"schemaVersion\":2}".to_owned(),
         };
-        fs::write(image.join("image.json"), serde_json::to_vec(&built).unwrap()).unwrap();
-        registry.arm("m", "web", 7, "sha256:ba5e", Path::new("layers/m/r7/web")).await.unwrap();
+        fs::write(
+            image.join("image.json"),
+            serde_json::to_vec(&built).unwrap(),
+        )
+        .unwrap();
+        registry
+            .arm("m", "web", 7, "sha256:ba5e", Path::new("layers/m/r7/web"))
+            .await
+            .unwrap();
         let address = serve(&registry).await;
-        Self { folder, registry, address, built }
+        Self {
+            folder,
+            registry,
+            address,
+            built,
+        }
     }
 
     async fn get(&self, path: &str) -> reqwest::Response {
-        reqwest::get(format!("{}{path}", self.address)).await.unwrap()
+        reqwest::get(format!("{}{path}", self.address))
+            .await
+            .unwrap()
     }
 
     async fn status(&self, path: &str) -> StatusCode {
@@ -66,26 +80,52 @@ async fn a_pull_finds_manifest_configuration_and_layer() {
     let manifest = bench.get(TAGGED).await;
     let digest = rebuild::sha256(bench.built.manifest.as_bytes());
     assert_eq!(manifest.headers()["docker-content-digest"], digest.as_str());
-    assert_eq!(manifest.headers()["content-type"], "application/vnd.oci.image.manifest.v1+json");
+    assert_eq!(
+        manifest.headers()["content-type"],
+        "application/vnd.oci.image.manifest.v1+json"
+    );
     assert_eq!(manifest.text().await.unwrap(), bench.built.manifest);
-    let by_digest = bench.get(&format!("longshore/checkpoint/m/web/manifests/{digest}")).await;
+    let by_digest = bench
+        .get(&format!("longshore/checkpoint/m/web/manifests/{digest}"))
+        .await;
     assert_eq!(by_digest.text().await.unwrap(), bench.built.manifest);
     let config = rebuild::sha256(bench.built.config.as_bytes());
-    let config = bench.get(&format!("longshore/checkpoint/m/web/blobs/{config}")).await;
+    let config = bench
+        .get(&format!("longshore/checkpoint/m/web/blobs/{config}"))
+        .await;
     assert_eq!(config.text().await.unwrap(), bench.built.config);
-    let layer = bench.get(&format!("longshore/checkpoint/m/web/blobs/{}", bench.built.layer_digest)).await;
+    let layer = bench
+        .get(&format!(
+            "longshore/checkpoint/m/web/blobs/{}",
+            bench.built.layer_digest
+        ))
+        .await;
     assert_eq!(layer.bytes().await.unwrap(), LAYER);
 }
 
 #[tokio::test]
 async fn a_head_says_size_and_digest_without_a_body() {
     let bench = Bench::new().await;
-    for path in [TAGGED.to_owned(), format!("longshore/checkpoint/m/web/blobs/{}", bench.built.layer_digest)] {
+    for path in [
+        TAGGED.to_owned(),
+        format!(
+            "longshore/checkpoint/m/web/blobs/{}",
+            bench.built.layer_digest
+        ),
+    ] {
         let whole = bench.get(&path).await;
-        let head = reqwest::Client::new().head(format!("{}{path}", bench.address)).send().await.unwrap();
+        let head = reqwest::Client::new()
+            .head(format!("{}{path}", bench.address))
+            .send()
+            .await
+            .unwrap();
         assert_eq!(head.status(), StatusCode::OK);
         for header in ["content-length", "docker-content-digest", "content-type"] {
-            assert_eq!(head.headers()[header], whole.headers()[header], "{header} of {path}");
+            assert_eq!(
+                head.headers()[header],
+                whole.headers()[header],
+                "{header} of {path}"
+            );
         }
     }
 }
@@ -93,18 +133,31 @@ async fn a_head_says_size_and_digest_without_a_body() {
 #[tokio::test]
 async fn a_range_of_a_layer_is_that_range() {
     let bench = Bench::new().await;
-    let url = format!("{}longshore/checkpoint/m/web/blobs/{}", bench.address, bench.built.layer_digest);
+    let url = format!(
+        "{}longshore/checkpoint/m/web/blobs/{}",
+        bench.address, bench.built.layer_digest
+    );
     for (range, status, content) in [
         ("bytes=4-7", StatusCode::PARTIAL_CONTENT, &LAYER[4..8]),
         ("bytes=10-", StatusCode::PARTIAL_CONTENT, &LAYER[10..]),
         ("bytes=10-999", StatusCode::PARTIAL_CONTENT, &LAYER[10..]),
         ("pages=1-2", StatusCode::OK, LAYER),
     ] {
-        let answer = reqwest::Client::new().get(&url).header("range", range).send().await.unwrap();
+        let answer = reqwest::Client::new()
+            .get(&url)
+            .header("range", range)
+            .send()
+            .await
+            .unwrap();
         assert_eq!(answer.status(), status, "{range}");
         assert_eq!(answer.bytes().await.unwrap(), content, "{range}");
     }
-    let beyond = reqwest::Client::new().get(&url).header("range", "bytes=16-").send().await.unwrap();
+    let beyond = reqwest::Client::new()
+        .get(&url)
+        .header("range", "bytes=16-")
+        .send()
+        .await
+        .unwrap();
     assert_eq!(beyond.status(), StatusCode::RANGE_NOT_SATISFIABLE);
 }
 
@@ -122,7 +175,12 @@ async fn only_what_was_entered_is_served() {
     ] {
         assert_eq!(bench.status(path).await, StatusCode::NOT_FOUND, "{path}");
     }
-    let put = reqwest::Client::new().put(format!("{}{TAGGED}", bench.address)).body("x").send().await.unwrap();
+    let put = reqwest::Client::new()
+        .put(format!("{}{TAGGED}", bench.address))
+        .body("x")
+        .send()
+        .await
+        .unwrap();
     assert_eq!(put.status(), StatusCode::METHOD_NOT_ALLOWED);
 }
 
@@ -133,7 +191,13 @@ async fn a_withdrawn_migration_is_answered_no_more_also_after_a_restart() {
     assert_eq!(bench.status(TAGGED).await, StatusCode::NOT_FOUND);
     let again = Registry::open(bench.folder.path(), PORT, images()).unwrap();
     let address = serve(&again).await;
-    assert_eq!(reqwest::get(format!("{address}{TAGGED}")).await.unwrap().status(), StatusCode::NOT_FOUND);
+    assert_eq!(
+        reqwest::get(format!("{address}{TAGGED}"))
+            .await
+            .unwrap()
+            .status(),
+        StatusCode::NOT_FOUND
+    );
 }
 
 #[tokio::test]
@@ -151,7 +215,11 @@ async fn a_disarmed_name_never_leads_to_the_checkpoint_again() {
     let reference = bench.registry.checkpoint_reference("m", "web", 7);
     let tree = ImageTree {
         digest: "sha256:ba5e".to_owned(),
-        blobs: vec![crate::images::Blob { digest: "sha256:ba5e".to_owned(), size: 1, media_type: "m".to_owned() }],
+        blobs: vec![crate::images::Blob {
+            digest: "sha256:ba5e".to_owned(),
+            size: 1,
+            media_type: "m".to_owned(),
+        }],
         ..ImageTree::default()
     };
     bench.registry.enter_base(&tree).await.unwrap();
@@ -162,13 +230,19 @@ async fn a_disarmed_name_never_leads_to_the_checkpoint_again() {
     let digest = rebuild::sha256(bench.built.manifest.as_bytes());
     for path in [
         format!("longshore/checkpoint/m/web/manifests/{digest}"),
-        format!("longshore/checkpoint/m/web/blobs/{}", bench.built.layer_digest),
+        format!(
+            "longshore/checkpoint/m/web/blobs/{}",
+            bench.built.layer_digest
+        ),
     ] {
         assert_eq!(bench.status(&path).await, StatusCode::NOT_FOUND, "{path}");
     }
     bench.registry.withdraw_armed("m").await.unwrap();
     let names = vec!["localhost:5717/longshore/checkpoint/m/web".to_owned()];
-    assert_eq!(bench.registry.disarmed_pods(), BTreeMap::from([("pod-uid".to_owned(), names)]));
+    assert_eq!(
+        bench.registry.disarmed_pods(),
+        BTreeMap::from([("pod-uid".to_owned(), names)])
+    );
     bench.registry.forget_pod("pod-uid").await.unwrap();
     assert_eq!(bench.status(TAGGED).await, StatusCode::NOT_FOUND);
 }
@@ -176,7 +250,11 @@ async fn a_disarmed_name_never_leads_to_the_checkpoint_again() {
 #[tokio::test]
 async fn a_reference_of_another_registry_or_tag_is_not_disarmed() {
     let bench = Bench::new().await;
-    for reference in ["localhost:1/longshore/checkpoint/m/web:r7", "localhost:5717/longshore/checkpoint/m/web:r6", "web"] {
+    for reference in [
+        "localhost:1/longshore/checkpoint/m/web:r7",
+        "localhost:5717/longshore/checkpoint/m/web:r6",
+        "web",
+    ] {
         let error = bench.registry.disarm(reference, "u").await.unwrap_err();
         assert!(matches!(error, RegistryError::NotOurs { .. }), "{error}");
     }
@@ -187,7 +265,13 @@ async fn a_state_file_that_is_not_understood_stops_the_registry() {
     let folder = tempfile::tempdir().unwrap();
     for content in ["", "{}", "{\"version\":2,\"checkpoints\":{},\"bases\":{}}"] {
         fs::write(folder.path().join(FILE), content).unwrap();
-        assert!(matches!(Registry::open(folder.path(), PORT, images()), Err(RegistryError::State { .. })), "{content}");
+        assert!(
+            matches!(
+                Registry::open(folder.path(), PORT, images()),
+                Err(RegistryError::State { .. })
+            ),
+            "{content}"
+        );
     }
 }
 

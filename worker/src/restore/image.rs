@@ -82,7 +82,14 @@ impl Restorer {
         });
         let images = plans.iter().zip(done_before).map(|(plan, before)| {
             let progress = move |done: u64| progress("fetch", before + done, total);
-            self.deliver_one(migration, revision, plan, &building, traffic.clone(), progress)
+            self.deliver_one(
+                migration,
+                revision,
+                plan,
+                &building,
+                traffic.clone(),
+                progress,
+            )
         });
         let (bases, delivered) = tokio::try_join!(self.pull_bases(&plans), try_join_all(images))?;
         spans.extend(bases);
@@ -100,8 +107,15 @@ impl Restorer {
         let bytes = self.store.get(key).await?;
         let manifest = Manifest::from_bytes(key, &bytes, &request.manifest_blake3)?;
         if manifest.migration != migration {
-            let (found, expected) = (format!("of migration {}", manifest.migration), format!("one of {migration}"));
-            return Err(RestoreError::NotThisOne { key: key.clone(), found, expected });
+            let (found, expected) = (
+                format!("of migration {}", manifest.migration),
+                format!("one of {migration}"),
+            );
+            return Err(RestoreError::NotThisOne {
+                key: key.clone(),
+                found,
+                expected,
+            });
         }
         Ok(manifest)
     }
@@ -114,10 +128,22 @@ impl Restorer {
         request: &Deliver,
         manifest: Manifest,
     ) -> Result<Vec<Planned>, RestoreError> {
-        let containers = request.pod.as_ref().map(|pod| pod.containers.as_slice()).unwrap_or_default();
-        let wanted: Vec<&str> = containers.iter().map(|container| container.name.as_str()).collect();
-        let found: Vec<&str> = manifest.containers.iter().map(|archive| archive.container.as_str()).collect();
-        let same = BTreeSet::from_iter(&wanted) == BTreeSet::from_iter(&found) && wanted.len() == found.len();
+        let containers = request
+            .pod
+            .as_ref()
+            .map(|pod| pod.containers.as_slice())
+            .unwrap_or_default();
+        let wanted: Vec<&str> = containers
+            .iter()
+            .map(|container| container.name.as_str())
+            .collect();
+        let found: Vec<&str> = manifest
+            .containers
+            .iter()
+            .map(|archive| archive.container.as_str())
+            .collect();
+        let same = BTreeSet::from_iter(&wanted) == BTreeSet::from_iter(&found)
+            && wanted.len() == found.len();
         if !same || wanted.is_empty() {
             return Err(RestoreError::NotThisOne {
                 key: request.manifest_key.clone(),
@@ -129,20 +155,31 @@ impl Restorer {
         for container in containers {
             let base = base_image(&self.images, container).await?;
             self.registry.enter_base(&base).await?;
-            let archives = manifest.containers.iter().filter(|archive| archive.container == container.name);
-            for ContainerArchive { container: name, archive } in archives {
+            let archives = manifest
+                .containers
+                .iter()
+                .filter(|archive| archive.container == container.name);
+            for ContainerArchive {
+                container: name,
+                archive,
+            } in archives
+            {
                 plans.push(Planned {
                     recipe: Recipe {
                         migration: migration.to_owned(),
                         revision,
                         container: name.clone(),
                         archive: archive.clone(),
-                        base_reference: self.registry.base_reference(&container.image, &base.digest),
+                        base_reference: self
+                            .registry
+                            .base_reference(&container.image, &base.digest),
                         base_digest: base.digest.clone(),
                         base_image_id: base.image_id.clone(),
                     },
                     base: base.clone(),
-                    reference: self.registry.checkpoint_reference(migration, name, revision),
+                    reference: self
+                        .registry
+                        .checkpoint_reference(migration, name, revision),
                     folder: folder_of(migration).join(format!("r{revision}")).join(name),
                 });
             }
@@ -159,7 +196,12 @@ impl Restorer {
             if pulled.insert(&recipe.base_reference) {
                 let start = now_unix_ns();
                 self.pull(&recipe.base_reference, &base.image_id).await?;
-                spans.push(span_since("pull base image", "", start, [("image", recipe.base_reference.clone())]));
+                spans.push(span_since(
+                    "pull base image",
+                    "",
+                    start,
+                    [("image", recipe.base_reference.clone())],
+                ));
             }
         }
         Ok(spans)
@@ -174,22 +216,48 @@ impl Restorer {
         traffic: Arc<Traffic>,
         progress: impl Fn(u64) + Send + Sync,
     ) -> Result<(DeliveredImage, Vec<Span>), RestoreError> {
-        let Planned { recipe, base, reference, folder } = plan;
-        let turn = building.acquire().await.map_err(|_| RebuildError::Stopped)?;
+        let Planned {
+            recipe,
+            base,
+            reference,
+            folder,
+        } = plan;
+        let turn = building
+            .acquire()
+            .await
+            .map_err(|_| RebuildError::Stopped)?;
         let start = now_unix_ns();
         let target = self.state_dir.join(folder);
-        let built = rebuild::build(self.store.clone(), recipe.clone(), target, traffic, &progress).await?;
+        let built = rebuild::build(
+            self.store.clone(),
+            recipe.clone(),
+            target,
+            traffic,
+            &progress,
+        )
+        .await?;
         drop(turn);
         let size = built.layer_size.to_string();
-        let built_span = span_since(&format!("rebuild {}", recipe.container), "", start, [("bytes", size)]);
+        let built_span = span_since(
+            &format!("rebuild {}", recipe.container),
+            "",
+            start,
+            [("bytes", size)],
+        );
         let start = now_unix_ns();
-        self.registry.arm(migration, &recipe.container, revision, &base.digest, folder).await?;
+        self.registry
+            .arm(migration, &recipe.container, revision, &base.digest, folder)
+            .await?;
         let image_id = rebuild::sha256(built.config.as_bytes());
         self.pull(reference, &image_id).await?;
         // Nothing uses the image yet, and the kubelet collects unused images when the disk runs short.
         self.images.pin(reference, true).await?;
         let pulled_span = span_since(&format!("pull {}", recipe.container), "", start, []);
-        let image = DeliveredImage { container: recipe.container.clone(), reference: reference.clone(), image_id };
+        let image = DeliveredImage {
+            container: recipe.container.clone(),
+            reference: reference.clone(),
+            image_id,
+        };
         Ok((image, vec![built_span, pulled_span]))
     }
 
@@ -197,7 +265,11 @@ impl Restorer {
         let found = self.images.pull(reference).await?;
         if found != expected {
             let (reference, expected) = (reference.to_owned(), expected.to_owned());
-            return Err(RestoreError::OtherImage { reference, found, expected });
+            return Err(RestoreError::OtherImage {
+                reference,
+                found,
+                expected,
+            });
         }
         Ok(())
     }
@@ -207,18 +279,37 @@ impl Restorer {
     /// Registry first: a pull between the two may then only bring the base image. Then the runtime pulls the name, so
     /// that its own books follow; then what still leads to the checkpoint is removed.
     pub async fn disarm(&self, request: &Disarm) -> Result<(), RestoreError> {
-        let pod_uid = request.pod.as_ref().map(|pod| pod.uid.as_str()).unwrap_or_default();
-        for DeliveredImage { container: _, reference, image_id } in &request.images {
+        let pod_uid = request
+            .pod
+            .as_ref()
+            .map(|pod| pod.uid.as_str())
+            .unwrap_or_default();
+        for DeliveredImage {
+            container: _,
+            reference,
+            image_id,
+        } in &request.images
+        {
             self.registry.disarm(reference, pod_uid).await?;
             let now = self.images.pull(reference).await?;
             if now == *image_id {
                 let expected = "its base image".to_owned();
-                return Err(RestoreError::OtherImage { reference: reference.clone(), found: now, expected });
+                return Err(RestoreError::OtherImage {
+                    reference: reference.clone(),
+                    found: now,
+                    expected,
+                });
             }
             self.images.pin(reference, false).await?;
-            let target = self.images.record(reference).await?.and_then(|record| record.target);
+            let target = self
+                .images
+                .record(reference)
+                .await?
+                .and_then(|record| record.target);
             let digest = target.map(|target| target.digest).unwrap_or_default();
-            let repository = reference.rsplit_once(':').map_or(reference.as_str(), |(repository, _)| repository);
+            let repository = reference
+                .rsplit_once(':')
+                .map_or(reference.as_str(), |(repository, _)| repository);
             for name in self.images.names(&format!("{repository}@")).await? {
                 if !name.ends_with(&digest) {
                     self.images.forget(&name).await?;
@@ -246,15 +337,26 @@ impl Restorer {
         let end = Instant::now() + GONE_WAIT;
         loop {
             let containers = self.images.containers_of(&pod.uid).await?;
-            let alive = containers.iter().filter(|seen| seen.state() != ContainerState::ContainerExited).count();
+            let alive = containers
+                .iter()
+                .filter(|seen| seen.state() != ContainerState::ContainerExited)
+                .count();
             let sandboxes = self.images.sandboxes_of(&pod.uid).await?;
-            let ready = sandboxes.iter().filter(|state| **state == PodSandboxState::SandboxReady).count();
+            let ready = sandboxes
+                .iter()
+                .filter(|state| **state == PodSandboxState::SandboxReady)
+                .count();
             if alive == 0 && ready == 0 {
                 return Ok(());
             }
             if Instant::now() >= end {
-                let what = format!("{alive} containers that have not ended, {ready} sandboxes that are ready");
-                return Err(RestoreError::StillThere { uid: pod.uid.clone(), what });
+                let what = format!(
+                    "{alive} containers that have not ended, {ready} sandboxes that are ready"
+                );
+                return Err(RestoreError::StillThere {
+                    uid: pod.uid.clone(),
+                    what,
+                });
             }
             tokio::time::sleep(GONE_POLL).await;
         }
@@ -298,8 +400,15 @@ impl Restorer {
             return Ok(());
         }
         if migration.is_empty() || !prefix.split('/').any(|part| part == migration) {
-            let (key, found) = (prefix.to_owned(), "a prefix that does not name the migration".to_owned());
-            return Err(RestoreError::NotThisOne { key, found, expected: format!("one of {migration}") });
+            let (key, found) = (
+                prefix.to_owned(),
+                "a prefix that does not name the migration".to_owned(),
+            );
+            return Err(RestoreError::NotThisOne {
+                key,
+                found,
+                expected: format!("one of {migration}"),
+            });
         }
         let keys = self.store.list(prefix).await?;
         for some in keys.chunks(DELETES_IN_FLIGHT) {
@@ -309,11 +418,22 @@ impl Restorer {
     }
 
     /// Removes every name under which the runtime knows images of this migration.
-    async fn forget_images(&self, migration: &str, images: &[DeliveredImage]) -> Result<(), RestoreError> {
-        for name in self.images.names(&self.registry.checkpoint_prefix(migration)).await? {
+    async fn forget_images(
+        &self,
+        migration: &str,
+        images: &[DeliveredImage],
+    ) -> Result<(), RestoreError> {
+        for name in self
+            .images
+            .names(&self.registry.checkpoint_prefix(migration))
+            .await?
+        {
             self.images.forget(&name).await?;
         }
-        for image in images.iter().filter(|image| image.image_id.starts_with("sha256:")) {
+        for image in images
+            .iter()
+            .filter(|image| image.image_id.starts_with("sha256:"))
+        {
             self.images.forget(&image.image_id).await?;
         }
         self.forget_layers_images(migration).await
@@ -322,7 +442,9 @@ impl Restorer {
     /// The ids of the images that were built here, also those whose delivery was never reported.
     async fn forget_layers_images(&self, migration: &str) -> Result<(), RestoreError> {
         for built in built_images(&self.state_dir.join(folder_of(migration))) {
-            self.images.forget(&rebuild::sha256(built.config.as_bytes())).await?;
+            self.images
+                .forget(&rebuild::sha256(built.config.as_bytes()))
+                .await?;
         }
         Ok(())
     }
@@ -330,9 +452,12 @@ impl Restorer {
     async fn remove_layers(&self, migration: &str) -> Result<(), RestoreError> {
         let path = self.state_dir.join(folder_of(migration));
         match tokio::fs::remove_dir_all(&path).await {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                Err(RebuildError::Disk { doing: "remove", path, source }.into())
+            Err(source) if source.kind() != io::ErrorKind::NotFound => Err(RebuildError::Disk {
+                doing: "remove",
+                path,
+                source,
             }
+            .into()),
             Ok(()) | Err(_) => Ok(()),
         }
     }
@@ -348,7 +473,11 @@ pub async fn base_image(images: &Images, container: &Container) -> Result<ImageT
     let digest = content::digest_of(images, container).await?;
     let digest = digest.ok_or_else(|| lacks("there is no image of this name".to_owned()))?;
     let tree = images.tree(&digest).await?;
-    if tree.missing.is_empty() { Ok(tree) } else { Err(lacks(format!("no {}", tree.missing.join(", no ")))) }
+    if tree.missing.is_empty() {
+        Ok(tree)
+    } else {
+        Err(lacks(format!("no {}", tree.missing.join(", no "))))
+    }
 }
 
 fn folder_of(migration: &str) -> PathBuf {
@@ -361,7 +490,10 @@ fn built_images(folder: &Path) -> Vec<Built> {
         let entries = fs::read_dir(folder).into_iter().flatten();
         entries.flatten().map(|entry| entry.path()).collect()
     };
-    let folders = below(folder).into_iter().flat_map(|revision| below(&revision));
-    let read = |folder: PathBuf| serde_json::from_slice(&fs::read(folder.join("image.json")).ok()?).ok();
+    let folders = below(folder)
+        .into_iter()
+        .flat_map(|revision| below(&revision));
+    let read =
+        |folder: PathBuf| serde_json::from_slice(&fs::read(folder.join("image.json")).ok()?).ok();
     folders.filter_map(read).collect()
 }

@@ -9,8 +9,8 @@
 //! Nothing here starts anything: the kubelet does. So a `deliver` that failed anywhere can be called failed.
 
 use crate::{
-    fetch::FetchError, images::RuntimeError, manifest::ManifestError, rebuild::RebuildError, registry::RegistryError,
-    save::SaveError, store::StoreError,
+    fetch::FetchError, images::RuntimeError, manifest::ManifestError, rebuild::RebuildError,
+    registry::RegistryError, save::SaveError, store::StoreError,
 };
 
 pub mod image;

@@ -22,15 +22,28 @@ use crate::images::Images;
 const NAME_LABEL: &str = "io.kubernetes.container.name";
 
 /// Looks at every container of the pod.
-pub async fn verify(images: &Images, prefix: &str, request: &Verify) -> Result<Verified, RestoreError> {
-    let Some(pod) = &request.pod else { return Ok(Verified::default()) };
+pub async fn verify(
+    images: &Images,
+    prefix: &str,
+    request: &Verify,
+) -> Result<Verified, RestoreError> {
+    let Some(pod) = &request.pod else {
+        return Ok(Verified::default());
+    };
     let known = images.containers_of(&pod.uid).await?;
     let mut containers = Vec::with_capacity(pod.containers.len());
     for container in &pod.containers {
         let latest = known
             .iter()
             .filter(|seen| seen.labels.get(NAME_LABEL) == Some(&container.name))
-            .max_by_key(|seen| (seen.metadata.as_ref().map_or(0, |metadata| metadata.attempt), seen.created_at));
+            .max_by_key(|seen| {
+                (
+                    seen.metadata
+                        .as_ref()
+                        .map_or(0, |metadata| metadata.attempt),
+                    seen.created_at,
+                )
+            });
         let status = match latest {
             Some(latest) => Some(images.container_status(&latest.id).await?),
             None => None,
@@ -43,44 +56,87 @@ pub async fn verify(images: &Images, prefix: &str, request: &Verify) -> Result<V
 /// What a container's status proves. `prefix` is what references of this migration begin with.
 fn judge(name: &str, prefix: &str, status: Option<&cri::ContainerStatus>) -> VerifiedContainer {
     let Some(status) = status else {
-        return verdict(name, Origin::NotYet, "the runtime has no container of this name yet".to_owned(), None);
+        return verdict(
+            name,
+            Origin::NotYet,
+            "the runtime has no container of this name yet".to_owned(),
+            None,
+        );
     };
-    let annotation = |key: &str| status.annotations.get(key).map(String::as_str).unwrap_or_default();
+    let annotation = |key: &str| {
+        status
+            .annotations
+            .get(key)
+            .map(String::as_str)
+            .unwrap_or_default()
+    };
     let image = annotation("checkpointImage");
     let from_checkpoint = annotation("restored") == "true" && image.starts_with(prefix);
-    let attempt = status.metadata.as_ref().map_or(0, |metadata| metadata.attempt);
+    let attempt = status
+        .metadata
+        .as_ref()
+        .map_or(0, |metadata| metadata.attempt);
     let why = |what: &str| {
-        let cri::ContainerStatus { reason, message, exit_code, .. } = status;
-        format!("{what}: {reason} (exit code {exit_code}) {message}").trim().to_owned()
+        let cri::ContainerStatus {
+            reason,
+            message,
+            exit_code,
+            ..
+        } = status;
+        format!("{what}: {reason} (exit code {exit_code}) {message}")
+            .trim()
+            .to_owned()
     };
     let (origin, detail) = match (status.state(), from_checkpoint, attempt) {
         (ContainerState::ContainerRunning, true, 0) => (Origin::Restored, String::new()),
-        (ContainerState::ContainerRunning, true, attempt) => {
-            (Origin::Broken, format!("it was restored, ended and was restored again from the same instant: attempt {attempt}"))
+        (ContainerState::ContainerRunning, true, attempt) => (
+            Origin::Broken,
+            format!(
+                "it was restored, ended and was restored again from the same instant: attempt {attempt}"
+            ),
+        ),
+        (ContainerState::ContainerRunning | ContainerState::ContainerExited, false, _)
+            if status.started_at > 0 =>
+        {
+            (
+                Origin::Started,
+                "it was started from its image, not restored".to_owned(),
+            )
         }
-        (ContainerState::ContainerRunning | ContainerState::ContainerExited, false, _) if status.started_at > 0 => {
-            (Origin::Started, "it was started from its image, not restored".to_owned())
+        (ContainerState::ContainerExited, _, _) => {
+            (Origin::Broken, why("its restore failed or it ended"))
         }
-        (ContainerState::ContainerExited, _, _) => (Origin::Broken, why("its restore failed or it ended")),
-        (ContainerState::ContainerCreated, true, _) => (Origin::NotYet, "its restore is under way".to_owned()),
-        (ContainerState::ContainerCreated, false, _) => {
-            (Origin::NotYet, "it was made without the checkpoint and is not started yet".to_owned())
+        (ContainerState::ContainerCreated, true, _) => {
+            (Origin::NotYet, "its restore is under way".to_owned())
         }
-        (ContainerState::ContainerRunning, false, _) => (Origin::Started, "it runs, but was not restored".to_owned()),
-        (ContainerState::ContainerUnknown, _, _) => {
-            (Origin::NotYet, "the runtime does not know the container's state".to_owned())
+        (ContainerState::ContainerCreated, false, _) => (
+            Origin::NotYet,
+            "it was made without the checkpoint and is not started yet".to_owned(),
+        ),
+        (ContainerState::ContainerRunning, false, _) => {
+            (Origin::Started, "it runs, but was not restored".to_owned())
         }
+        (ContainerState::ContainerUnknown, _, _) => (
+            Origin::NotYet,
+            "the runtime does not know the container's state".to_owned(),
+        ),
     };
     verdict(name, origin, detail, Some(status))
 }
 
-fn verdict(name: &str, origin: Origin, detail: String, status: Option<&cri::ContainerStatus>) -> VerifiedContainer {
+fn verdict(
+    name: &str,
+    origin: Origin,
+    detail: String,
+    status: Option<&cri::ContainerStatus>,
+) -> VerifiedContainer {
     VerifiedContainer {
         name: name.to_owned(),
         origin: origin.into(),
         detail,
         container_id: status.map(|status| status.id.clone()).unwrap_or_default(),
-        running_since_unix_ns: status.map_or(0, |status| u64::try_from(status.started_at).unwrap_or(0)),
+        running_since_unix_ns: status
+            .map_or(0, |status| u64::try_from(status.started_at).unwrap_or(0)),
     }
 }
 
@@ -101,9 +157,16 @@ mod tests {
         });
         cri::ContainerStatus {
             id: "c1".to_owned(),
-            metadata: Some(cri::ContainerMetadata { name: "web".to_owned(), attempt }),
+            metadata: Some(cri::ContainerMetadata {
+                name: "web".to_owned(),
+                attempt,
+            }),
             state: state.into(),
-            started_at: if state == ContainerState::ContainerCreated { 0 } else { 7 },
+            started_at: if state == ContainerState::ContainerCreated {
+                0
+            } else {
+                7
+            },
             reason: "StartError".to_owned(),
             message: "criu failed".to_owned(),
             annotations: annotations.unwrap_or_default(),
@@ -121,36 +184,78 @@ mod tests {
 
     #[test]
     fn running_from_our_image_at_the_first_attempt_is_restored() {
-        assert_eq!(origin(Some(status(ContainerState::ContainerRunning, Some(&ours()), 0))), Origin::Restored);
+        assert_eq!(
+            origin(Some(status(
+                ContainerState::ContainerRunning,
+                Some(&ours()),
+                0
+            ))),
+            Origin::Restored
+        );
     }
 
     #[test]
     fn running_from_another_migrations_image_is_not_restored() {
         let other = "localhost:5717/longshore/checkpoint/other/web:r9";
-        assert_eq!(origin(Some(status(ContainerState::ContainerRunning, Some(other), 0))), Origin::Started);
+        assert_eq!(
+            origin(Some(status(
+                ContainerState::ContainerRunning,
+                Some(other),
+                0
+            ))),
+            Origin::Started
+        );
     }
 
     #[test]
     fn running_without_the_runtimes_mark_was_started() {
-        assert_eq!(origin(Some(status(ContainerState::ContainerRunning, None, 0))), Origin::Started);
-        assert_eq!(origin(Some(status(ContainerState::ContainerExited, None, 0))), Origin::Started);
+        assert_eq!(
+            origin(Some(status(ContainerState::ContainerRunning, None, 0))),
+            Origin::Started
+        );
+        assert_eq!(
+            origin(Some(status(ContainerState::ContainerExited, None, 0))),
+            Origin::Started
+        );
     }
 
     #[test]
     fn restored_a_second_time_is_broken_because_state_was_lost() {
-        assert_eq!(origin(Some(status(ContainerState::ContainerRunning, Some(&ours()), 1))), Origin::Broken);
+        assert_eq!(
+            origin(Some(status(
+                ContainerState::ContainerRunning,
+                Some(&ours()),
+                1
+            ))),
+            Origin::Broken
+        );
     }
 
     #[test]
     fn a_failed_restore_is_broken_and_says_how() {
-        let verdict = judge("web", PREFIX, Some(&status(ContainerState::ContainerExited, Some(&ours()), 0)));
+        let verdict = judge(
+            "web",
+            PREFIX,
+            Some(&status(ContainerState::ContainerExited, Some(&ours()), 0)),
+        );
         assert_eq!(verdict.origin(), Origin::Broken);
-        assert!(verdict.detail.contains("StartError") && verdict.detail.contains("criu failed"), "{}", verdict.detail);
+        assert!(
+            verdict.detail.contains("StartError") && verdict.detail.contains("criu failed"),
+            "{}",
+            verdict.detail
+        );
     }
 
     #[test]
     fn no_container_and_a_created_one_are_not_yet() {
         assert_eq!(origin(None), Origin::NotYet);
-        assert_eq!(origin(Some(status(ContainerState::ContainerCreated, Some(&ours()), 0))), Origin::NotYet);
+        assert_eq!(
+            origin(Some(status(
+                ContainerState::ContainerCreated,
+                Some(&ours()),
+                0
+            ))),
+            Origin::NotYet
+        );
     }
 }

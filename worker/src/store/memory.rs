@@ -20,7 +20,9 @@ impl Memory {
     /// Changes an object in place, as a faulty disk or a liar would. False when there is none of this key.
     pub fn spoil(&self, key: &str, change: impl FnOnce(&mut Vec<u8>)) -> bool {
         let mut objects = self.objects();
-        let Some(object) = objects.get_mut(key) else { return false };
+        let Some(object) = objects.get_mut(key) else {
+            return false;
+        };
         let mut bytes = object.to_vec();
         change(&mut bytes);
         *object = bytes.into();
@@ -56,7 +58,12 @@ impl Store for Memory {
     }
 
     async fn list(&self, prefix: &str) -> Result<Vec<String>, StoreError> {
-        Ok(self.objects().keys().filter(|key| key.starts_with(prefix)).cloned().collect())
+        Ok(self
+            .objects()
+            .keys()
+            .filter(|key| key.starts_with(prefix))
+            .cloned()
+            .collect())
     }
 
     async fn exists(&self, key: &str) -> Result<bool, StoreError> {

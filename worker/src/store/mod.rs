@@ -52,7 +52,9 @@ pub struct StoreError {
 #[derive(Debug, thiserror::Error)]
 pub enum Fault {
     /// There is no such object.
-    #[error("there is no such object; was it tidied up, or is this another bucket than the one written to?")]
+    #[error(
+        "there is no such object; was it tidied up, or is this another bucket than the one written to?"
+    )]
     Missing,
     /// Nobody answers.
     #[error("the store can't be reached ({detail}); check S3_ENDPOINT and that the server runs")]
@@ -61,7 +63,9 @@ pub enum Fault {
         detail: String,
     },
     /// An answer, but no.
-    #[error("access denied ({detail}); check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the bucket's policy")]
+    #[error(
+        "access denied ({detail}); check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the bucket's policy"
+    )]
     Forbidden {
         /// The store's code.
         detail: String,
@@ -70,7 +74,9 @@ pub enum Fault {
     #[error("there is no such bucket; create it or correct S3_BUCKET")]
     NoBucket,
     /// The store is overloaded or starting: all attempts were used up.
-    #[error("the store is busy or failing ({detail}), also after {attempts} attempts; try again later")]
+    #[error(
+        "the store is busy or failing ({detail}), also after {attempts} attempts; try again later"
+    )]
     Busy {
         /// The store's code.
         detail: String,

@@ -10,9 +10,10 @@ use std::time::Duration;
 use async_trait::async_trait;
 use aws_sdk_s3::{
     Client,
-    config::{SharedHttpClient, 
-        BehaviorVersion, Credentials, Region, RequestChecksumCalculation, ResponseChecksumValidation,
-        StalledStreamProtectionConfig, http::HttpResponse, retry::RetryConfig, timeout::TimeoutConfig,
+    config::{
+        BehaviorVersion, Credentials, Region, RequestChecksumCalculation,
+        ResponseChecksumValidation, SharedHttpClient, StalledStreamProtectionConfig,
+        http::HttpResponse, retry::RetryConfig, timeout::TimeoutConfig,
     },
     error::{DisplayErrorContext, ProvideErrorMetadata, SdkError},
     primitives::ByteStream,
@@ -51,7 +52,9 @@ pub struct S3Place {
 fn http_client(endpoint: &str) -> SharedHttpClient {
     let builder = aws_smithy_http_client::Builder::new();
     match endpoint.starts_with("https:") {
-        true => builder.tls_provider(tls::Provider::Rustls(CryptoMode::AwsLc)).build_https(),
+        true => builder
+            .tls_provider(tls::Provider::Rustls(CryptoMode::AwsLc))
+            .build_https(),
         false => builder.build_http(),
     }
 }
@@ -66,7 +69,13 @@ pub struct S3 {
 impl S3 {
     /// Connects nothing yet: the first request does.
     pub fn new(place: S3Place) -> Self {
-        let S3Place { endpoint, region, bucket, access_key_id, secret_access_key } = place;
+        let S3Place {
+            endpoint,
+            region,
+            bucket,
+            access_key_id,
+            secret_access_key,
+        } = place;
         let http = http_client(&endpoint);
         let config = aws_sdk_s3::Config::builder()
             .behavior_version(BehaviorVersion::v2026_01_12())
@@ -74,7 +83,13 @@ impl S3 {
             .endpoint_url(&endpoint)
             .force_path_style(true)
             .region(Region::new(region))
-            .credentials_provider(Credentials::new(access_key_id, secret_access_key, None, None, "environment"))
+            .credentials_provider(Credentials::new(
+                access_key_id,
+                secret_access_key,
+                None,
+                None,
+                "environment",
+            ))
             .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
             .response_checksum_validation(ResponseChecksumValidation::WhenRequired)
             .retry_config(RetryConfig::standard().with_max_attempts(ATTEMPTS_MAX))
@@ -85,59 +100,121 @@ impl S3 {
                     .build(),
             )
             .stalled_stream_protection(
-                StalledStreamProtectionConfig::enabled().upload_enabled(false).grace_period(STALL_GRACE).build(),
+                StalledStreamProtectionConfig::enabled()
+                    .upload_enabled(false)
+                    .grace_period(STALL_GRACE)
+                    .build(),
             )
             .build();
-        Self { client: Client::from_conf(config), bucket, endpoint }
+        Self {
+            client: Client::from_conf(config),
+            bucket,
+            endpoint,
+        }
     }
 
     fn error(&self, verb: &'static str, key: &str, fault: Fault) -> StoreError {
-        StoreError { verb, key: key.to_owned(), bucket: self.bucket.clone(), endpoint: self.endpoint.clone(), fault }
+        StoreError {
+            verb,
+            key: key.to_owned(),
+            bucket: self.bucket.clone(),
+            endpoint: self.endpoint.clone(),
+            fault,
+        }
     }
 }
 
 #[async_trait]
 impl Store for S3 {
     async fn put(&self, key: &str, bytes: Bytes) -> Result<(), StoreError> {
-        let request = self.client.put_object().bucket(&self.bucket).key(key).body(ByteStream::from(bytes));
-        request.send().await.map_err(|error| self.error("put", key, fault(&error)))?;
+        let request = self
+            .client
+            .put_object()
+            .bucket(&self.bucket)
+            .key(key)
+            .body(ByteStream::from(bytes));
+        request
+            .send()
+            .await
+            .map_err(|error| self.error("put", key, fault(&error)))?;
         Ok(())
     }
 
     async fn get(&self, key: &str) -> Result<Bytes, StoreError> {
-        let answer = self.client.get_object().bucket(&self.bucket).key(key).send().await;
+        let answer = self
+            .client
+            .get_object()
+            .bucket(&self.bucket)
+            .key(key)
+            .send()
+            .await;
         let object = answer.map_err(|error| self.error("get", key, fault(&error)))?;
         // The SDK's retries end where the body begins: a connection lost inside it is the caller's to repeat.
         let body = object.body.collect().await.map_err(|error| {
-            self.error("get", key, Fault::Unreachable { detail: format!("lost within the object: {error}") })
+            self.error(
+                "get",
+                key,
+                Fault::Unreachable {
+                    detail: format!("lost within the object: {error}"),
+                },
+            )
         })?;
         Ok(body.into_bytes())
     }
 
     async fn delete(&self, key: &str) -> Result<(), StoreError> {
-        let answer = self.client.delete_object().bucket(&self.bucket).key(key).send().await;
+        let answer = self
+            .client
+            .delete_object()
+            .bucket(&self.bucket)
+            .key(key)
+            .send()
+            .await;
         match answer.map_err(|error| self.error("delete", key, fault(&error))) {
-            Err(StoreError { fault: Fault::Missing, .. }) | Ok(_) => Ok(()),
+            Err(StoreError {
+                fault: Fault::Missing,
+                ..
+            })
+            | Ok(_) => Ok(()),
             Err(error) => Err(error),
         }
     }
 
     async fn list(&self, prefix: &str) -> Result<Vec<String>, StoreError> {
         let mut keys = Vec::new();
-        let mut pages =
-            self.client.list_objects_v2().bucket(&self.bucket).prefix(prefix).into_paginator().send();
+        let mut pages = self
+            .client
+            .list_objects_v2()
+            .bucket(&self.bucket)
+            .prefix(prefix)
+            .into_paginator()
+            .send();
         while let Some(page) = pages.next().await {
             let page = page.map_err(|error| self.error("list", prefix, fault(&error)))?;
-            keys.extend(page.contents().iter().filter_map(|object| object.key()).map(str::to_owned));
+            keys.extend(
+                page.contents()
+                    .iter()
+                    .filter_map(|object| object.key())
+                    .map(str::to_owned),
+            );
         }
         Ok(keys)
     }
 
     async fn exists(&self, key: &str) -> Result<bool, StoreError> {
-        let answer = self.client.head_object().bucket(&self.bucket).key(key).send().await;
+        let answer = self
+            .client
+            .head_object()
+            .bucket(&self.bucket)
+            .key(key)
+            .send()
+            .await;
         match answer.map_err(|error| self.error("look for", key, fault(&error))) {
             Ok(_) => Ok(true),
-            Err(StoreError { fault: Fault::Missing, .. }) => Ok(false),
+            Err(StoreError {
+                fault: Fault::Missing,
+                ..
+            }) => Ok(false),
             Err(error) => Err(error),
         }
     }
@@ -152,7 +229,10 @@ where
     let status = error.raw_response().map(|answer| answer.status().as_u16());
     let code = error.code().unwrap_or_default();
     let detail = || match (code, error.message()) {
-        ("", None) => status.map_or_else(|| DisplayErrorContext(error).to_string(), |status| format!("HTTP {status}")),
+        ("", None) => status.map_or_else(
+            || DisplayErrorContext(error).to_string(),
+            |status| format!("HTTP {status}"),
+        ),
         (code, Some(message)) => format!("{code}: {message}"),
         (code, None) => code.to_owned(),
     };
@@ -160,10 +240,17 @@ where
         ("NoSuchBucket", _) => Fault::NoBucket,
         ("NoSuchKey" | "NotFound", _) | (_, Some(404)) => Fault::Missing,
         (_, Some(401 | 403)) => Fault::Forbidden { detail: detail() },
-        (_, Some(429 | 500 | 502 | 503 | 504)) => Fault::Busy { detail: detail(), attempts: ATTEMPTS_MAX },
+        (_, Some(429 | 500 | 502 | 503 | 504)) => Fault::Busy {
+            detail: detail(),
+            attempts: ATTEMPTS_MAX,
+        },
         (_, Some(_)) => Fault::Other { detail: detail() },
-        (_, None) if matches!(error, SdkError::ConstructionFailure(_)) => Fault::Other { detail: innermost(error) },
-        (_, None) => Fault::Unreachable { detail: innermost(error) },
+        (_, None) if matches!(error, SdkError::ConstructionFailure(_)) => Fault::Other {
+            detail: innermost(error),
+        },
+        (_, None) => Fault::Unreachable {
+            detail: innermost(error),
+        },
     }
 }
 

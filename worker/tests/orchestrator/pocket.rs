@@ -78,6 +78,13 @@ impl Data for Pocket {
         Ok(Vec::new())
     }
 
+    async fn running_digests(
+        &self,
+        _containers: &[proto::worker::Container],
+    ) -> Result<std::collections::HashMap<String, String>, DataError> {
+        Ok(std::collections::HashMap::new())
+    }
+
     async fn export_images(
         &self,
         _: &str,

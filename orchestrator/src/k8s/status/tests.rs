@@ -52,6 +52,8 @@ fn migration(phase: Phase) -> Migration {
         phase,
         revision: Revision(9),
         submitted: Revision(3),
+        attempts: 1,
+        attempted_ms: 0,
         entered: vec![
             (Phase::Planned, 1_767_225_601_250),
             (phase, 1_767_225_603_000),

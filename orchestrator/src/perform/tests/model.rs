@@ -13,7 +13,8 @@ use orchestrator_core::{
     refusal::Finding,
 };
 use proto::worker::{
-    self as wire, StepReport, answer, question, step_report, step_request, verified_container::Origin,
+    self as wire, StepReport, answer, question, step_report, step_request,
+    verified_container::Origin,
 };
 use tokio::sync::Notify;
 
@@ -113,7 +114,10 @@ impl Model {
             thaw_after: None,
             delete_after: None,
         };
-        Self { inner: Mutex::new(inner), death: Notify::new() }
+        Self {
+            inner: Mutex::new(inner),
+            death: Notify::new(),
+        }
     }
 
     pub fn break_restores_on(&self, node: &str) {
@@ -138,7 +142,9 @@ impl Model {
 
     pub fn seen(&self) -> Seen {
         let inner = self.lock();
-        let on = |node: &str| inner.restored.as_ref().is_some_and(|(at, _)| at == node) && inner.restored_runs;
+        let on = |node: &str| {
+            inner.restored.as_ref().is_some_and(|(at, _)| at == node) && inner.restored_runs
+        };
         Seen {
             violations: inner.violations.clone(),
             history: inner.history.clone(),
@@ -166,7 +172,11 @@ impl Model {
         let (fate, result) = {
             let mut inner = self.lock();
             inner.effects += 1;
-            let fate = match inner.trouble.filter(|trouble| trouble.at == inner.effects).map(|trouble| trouble.fault) {
+            let fate = match inner
+                .trouble
+                .filter(|trouble| trouble.at == inner.effects)
+                .map(|trouble| trouble.fault)
+            {
                 None => Fate::Go,
                 Some(Fault::DieBefore) => Fate::Die,
                 Some(Fault::DieAfter) => Fate::GoThenDie,
@@ -212,7 +222,8 @@ impl Inner {
             self.durable
         ));
         if self.source == Source::Running && self.restored_runs {
-            self.violations.push(format!("two run after {effect} {name}"));
+            self.violations
+                .push(format!("two run after {effect} {name}"));
         }
         let alive = self.source != Source::Gone || self.restored_runs;
         if !alive && !self.durable && !self.user_deleted {
@@ -222,7 +233,10 @@ impl Inner {
 }
 
 fn unclear(what: &'static str) -> ClusterError {
-    ClusterError::Unclear { what, reason: "the answer was lost".to_owned() }
+    ClusterError::Unclear {
+        what,
+        reason: "the answer was lost".to_owned(),
+    }
 }
 
 fn source_object(inner: &Inner) -> SourceObject {
@@ -242,12 +256,18 @@ impl Cluster for Model {
         Ok(None)
     }
 
-    async fn mark_source(&self, _plan: &Plan, _id: &MigrationId) -> Result<SourceObject, ClusterError> {
+    async fn mark_source(
+        &self,
+        _plan: &Plan,
+        _id: &MigrationId,
+    ) -> Result<SourceObject, ClusterError> {
         let change = |inner: &mut Inner| {
             inner.marked = inner.object.is_some();
             Ok(source_object(inner))
         };
-        self.effect("mark source", change, || Err(unclear("mark"))).await.map_err(|()| unclear("mark"))?
+        self.effect("mark source", change, || Err(unclear("mark")))
+            .await
+            .map_err(|()| unclear("mark"))?
     }
 
     async fn unmark_source(&self, _plan: &Plan, _id: &MigrationId) -> Result<(), ClusterError> {
@@ -259,10 +279,16 @@ impl Cluster for Model {
             }
             Ok(())
         };
-        self.effect("unmark source", change, || Err(unclear("unmark"))).await.map_err(|()| unclear("unmark"))?
+        self.effect("unmark source", change, || Err(unclear("unmark")))
+            .await
+            .map_err(|()| unclear("unmark"))?
     }
 
-    async fn delete_source(&self, _plan: &Plan, _id: &MigrationId) -> Result<Deletion, ClusterError> {
+    async fn delete_source(
+        &self,
+        _plan: &Plan,
+        _id: &MigrationId,
+    ) -> Result<Deletion, ClusterError> {
         let change = |inner: &mut Inner| {
             if inner.user_deleted {
                 return Ok(Deletion::ByUser);
@@ -271,7 +297,9 @@ impl Cluster for Model {
             inner.marked = false;
             Ok(Deletion::Done)
         };
-        self.effect("delete source", change, || Err(unclear("delete"))).await.map_err(|()| unclear("delete"))?
+        self.effect("delete source", change, || Err(unclear("delete")))
+            .await
+            .map_err(|()| unclear("delete"))?
     }
 
     async fn create(
@@ -283,7 +311,9 @@ impl Cluster for Model {
     ) -> Result<PodUid, ClusterError> {
         let change = |inner: &mut Inner| {
             if inner.object.is_some() {
-                inner.violations.push("a pod was made while the source's name was taken".to_owned());
+                inner
+                    .violations
+                    .push("a pod was made while the source's name was taken".to_owned());
             }
             if inner.restored.is_none() {
                 inner.made += 1;
@@ -293,11 +323,22 @@ impl Cluster for Model {
             }
             Ok(PodUid(format!("restored-{}", inner.made)))
         };
-        let refused = || Err(ClusterError::Refused { what: "create", reason: "quota".to_owned() });
-        self.effect("create", change, refused).await.map_err(|()| unclear("create"))?
+        let refused = || {
+            Err(ClusterError::Refused {
+                what: "create",
+                reason: "quota".to_owned(),
+            })
+        };
+        self.effect("create", change, refused)
+            .await
+            .map_err(|()| unclear("create"))?
     }
 
-    async fn restored(&self, _plan: &Plan, _id: &MigrationId) -> Result<Option<RestoredObject>, ClusterError> {
+    async fn restored(
+        &self,
+        _plan: &Plan,
+        _id: &MigrationId,
+    ) -> Result<Option<RestoredObject>, ClusterError> {
         let inner = self.lock();
         Ok(inner.restored.as_ref().map(|(node, made)| RestoredObject {
             uid: PodUid(format!("restored-{made}")),
@@ -314,10 +355,17 @@ impl Cluster for Model {
             inner.restored = None;
             Ok(())
         };
-        self.effect("delete restored", change, || Err(unclear("delete"))).await.map_err(|()| unclear("delete"))?
+        self.effect("delete restored", change, || Err(unclear("delete")))
+            .await
+            .map_err(|()| unclear("delete"))?
     }
 
-    async fn prepull(&self, _plan: &Plan, _id: &MigrationId, _containers: &[String]) -> Result<(), ClusterError> {
+    async fn prepull(
+        &self,
+        _plan: &Plan,
+        _id: &MigrationId,
+        _containers: &[String],
+    ) -> Result<(), ClusterError> {
         Ok(())
     }
 }
@@ -327,10 +375,16 @@ fn perform(inner: &mut Inner, kind: &step_request::Kind) -> Option<step_report::
         step_request::Kind::Hold(_) => {
             inner.source = Source::Held;
             inner.durable = true;
-            Some(step_report::Result::Held(wire::HeldCheckpoint { boot_id: "b".to_owned(), ..Default::default() }))
+            Some(step_report::Result::Held(wire::HeldCheckpoint {
+                boot_id: "b".to_owned(),
+                ..Default::default()
+            }))
         }
         step_request::Kind::Deliver(_) => Some(step_report::Result::Delivered(wire::Delivered {
-            images: vec![wire::DeliveredImage { container: "kuard".to_owned(), ..Default::default() }],
+            images: vec![wire::DeliveredImage {
+                container: "kuard".to_owned(),
+                ..Default::default()
+            }],
         })),
         step_request::Kind::Disarm(_) => {
             inner.disarmed = true;
@@ -345,7 +399,11 @@ fn perform(inner: &mut Inner, kind: &step_request::Kind) -> Option<step_report::
                 inner.source = Source::Running;
             }
             let running = inner.source == Source::Running;
-            Some(step_report::Result::Released(wire::Released { was_held: true, running, ..Default::default() }))
+            Some(step_report::Result::Released(wire::Released {
+                was_held: true,
+                running,
+                ..Default::default()
+            }))
         }
         step_request::Kind::Withdraw(_) => {
             if inner.restored.is_none() {
@@ -396,12 +454,23 @@ impl Nodes for Model {
         };
         let done = |inner: &mut Inner| report(step_report::Outcome::Done, perform(inner, &kind));
         let failed = || report(step_report::Outcome::Failed, None);
-        let lost = CallError::Lost { node: node.clone(), what: name };
+        let lost = CallError::Lost {
+            node: node.clone(),
+            what: name,
+        };
         self.effect(name, done, failed).await.map_err(|()| lost)
     }
 
-    async fn ask(&self, node: &NodeName, kind: question::Kind, _within: Duration) -> Result<answer::Kind, CallError> {
-        let lost = CallError::Lost { node: node.clone(), what: "ask" };
+    async fn ask(
+        &self,
+        node: &NodeName,
+        kind: question::Kind,
+        _within: Duration,
+    ) -> Result<answer::Kind, CallError> {
+        let lost = CallError::Lost {
+            node: node.clone(),
+            what: "ask",
+        };
         let answer = |inner: &mut Inner| match kind {
             question::Kind::Inspect(_) => answer::Kind::Inspection(wire::Inspection::default()),
             question::Kind::ConfirmHold(_) => answer::Kind::HoldState(wire::HoldState {
@@ -412,13 +481,20 @@ impl Nodes for Model {
             question::Kind::HasImages(_) => answer::Kind::Images(wire::ImagesState::default()),
             question::Kind::Verify(_) => {
                 let origin = match (&inner.restored, inner.restored_runs) {
-                    (Some((at, _)), _) if inner.fresh_node.as_deref() == Some(at) => Origin::Started,
+                    (Some((at, _)), _) if inner.fresh_node.as_deref() == Some(at) => {
+                        Origin::Started
+                    }
                     (Some(_), true) => Origin::Restored,
                     (Some(_), false) => Origin::Broken,
                     (None, _) => Origin::NotYet,
                 };
-                let container = wire::VerifiedContainer { origin: origin as i32, ..Default::default() };
-                answer::Kind::Verified(wire::Verified { containers: vec![container] })
+                let container = wire::VerifiedContainer {
+                    origin: origin as i32,
+                    ..Default::default()
+                };
+                answer::Kind::Verified(wire::Verified {
+                    containers: vec![container],
+                })
             }
         };
         let name = match &kind {
@@ -427,7 +503,10 @@ impl Nodes for Model {
             question::Kind::HasImages(_) => "has images",
             question::Kind::Verify(_) => "verify",
         };
-        match self.effect(name, |inner| Some(answer(inner)), || None).await {
+        match self
+            .effect(name, |inner| Some(answer(inner)), || None)
+            .await
+        {
             Ok(Some(answer)) => Ok(answer),
             Ok(None) | Err(()) => Err(lost),
         }

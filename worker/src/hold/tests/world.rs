@@ -239,6 +239,13 @@ impl Data for Shared {
     async fn has_images(&self, _: &HasImages) -> Result<Vec<String>, DataError> {
         Err(DataError("not asked".into()))
     }
+    async fn running_digests(
+        &self,
+        _containers: &[proto::worker::Container],
+    ) -> Result<std::collections::HashMap<String, String>, DataError> {
+        Ok(std::collections::HashMap::new())
+    }
+
     async fn export_images(
         &self,
         _: &str,
