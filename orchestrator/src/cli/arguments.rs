@@ -2,6 +2,7 @@
 
 use std::{path::PathBuf, time::Duration};
 
+use super::probe::Address;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
@@ -112,6 +113,9 @@ pub struct PodArguments {
     /// The longest acceptable freeze, as 2s or 800ms [default: what the pod's liveness probes bear]
     #[arg(long, value_parser = humantime::parse_duration, value_name = "DURATION")]
     pub max_freeze: Option<Duration>,
+    /// Ask this address all the while, and say how long nobody answered (a Service's, as http://10.96.12.7:8080/)
+    #[arg(long, value_name = "URL", conflicts_with = "dry_run")]
+    pub probe: Option<Address>,
     /// Print the migration object at the end instead of a summary
     #[arg(short, long, value_name = "FORMAT")]
     pub output: Option<Format>,

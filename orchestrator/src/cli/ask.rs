@@ -15,6 +15,7 @@ use super::{
     failure::Failure,
     follow::{Followed, Story, follow},
     output,
+    probe::Prober,
     render::summary::summary,
     verdict::{self, EXIT_DONE, EXIT_IN_DOUBT},
 };
@@ -22,6 +23,8 @@ use crate::k8s::resource::{PodMigration, PodMigrationSpec};
 
 /// When the user pressed Enter, nanoseconds since 1970: the trace begins there.
 pub const REQUESTED_AT: &str = "longshore.dev/requested-at";
+/// What a client saw while the pod moved (`--probe`).
+pub const DOWNTIME: &str = "longshore.dev/downtime";
 /// A plan needs two answers from workers, seconds at most.
 const PREVIEW_PATIENCE: Duration = Duration::from_secs(60);
 /// After the migration's own timeout it is still undone, or, if committed in time, finished: the wait lasts so long.
@@ -42,10 +45,21 @@ pub async fn pod(
     if !arguments.wait {
         return asked(&created, arguments);
     }
+    let prober = arguments.probe.clone().map(Prober::start);
     let mut story = Story::aloud();
     story.say(&format!("{} asked for", output::name(&created)));
     let patience = arguments.timeout.saturating_add(UNDO_PATIENCE);
-    let followed = follow(cluster, created, Some(patience), story).await?;
+    let mut followed = follow(cluster, created, Some(patience), story).await?;
+    if let Some(prober) = prober {
+        let seen = prober.finish().await;
+        if let Followed::Ended(object) = followed {
+            followed = Followed::Ended(
+                cluster
+                    .note(&namespace, object, &[(DOWNTIME, seen.to_string())])
+                    .await?,
+            );
+        }
+    }
     finish(followed, arguments)
 }
 
@@ -70,6 +84,7 @@ fn request(namespace: &str, arguments: &PodArguments, now_unix_ns: u128) -> PodM
         timeout,
         wait: _,
         max_freeze,
+        probe: _,
         output: _,
     } = arguments;
     PodMigration {
@@ -214,6 +229,7 @@ mod tests {
             timeout: Duration::from_millis(1_500),
             wait: true,
             max_freeze: Some(Duration::from_secs(2)),
+            probe: None,
             output: None,
         };
         let object = request("shop", &arguments, 7);

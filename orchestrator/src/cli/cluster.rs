@@ -2,7 +2,7 @@
 
 use kube::{
     Api, Client, Config,
-    api::{DeleteParams, ListParams, PostParams, Preconditions},
+    api::{DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions},
     config::{KubeConfigOptions, Kubeconfig},
 };
 
@@ -76,6 +76,30 @@ impl Cluster {
             .create(&PostParams::default(), wanted)
             .await
             .map_err(|error| asking.failure(&error))
+    }
+
+    /// Writes notes (annotations) on an object. One that is gone meanwhile keeps none, which is no failure.
+    pub async fn note(
+        &self,
+        namespace: &str,
+        object: PodMigration,
+        notes: &[(&str, String)],
+    ) -> Result<PodMigration, Failure> {
+        let name = object.metadata.name.clone().unwrap_or_default();
+        let asking = Asking {
+            verb: "patch",
+            resource: "podmigrations",
+            name: &name,
+            namespace,
+        };
+        let annotations: std::collections::BTreeMap<_, _> = notes.iter().cloned().collect();
+        let patch = Patch::Merge(serde_json::json!({"metadata": {"annotations": annotations}}));
+        let api = self.migrations(namespace);
+        match api.patch(&name, &PatchParams::default(), &patch).await {
+            Ok(noted) => Ok(noted),
+            Err(kube::Error::Api(status)) if status.code == 404 => Ok(object),
+            Err(error) => Err(asking.failure(&error)),
+        }
     }
 
     /// One migration of the user's namespace.

@@ -24,6 +24,7 @@ mod follow;
 #[cfg(test)]
 mod golden;
 mod output;
+mod probe;
 mod render;
 mod run;
 mod verdict;

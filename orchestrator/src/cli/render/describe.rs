@@ -77,6 +77,10 @@ fn header(object: &PodMigration, status: &PodMigrationStatus) -> String {
     field("Phase", phase(object, status));
     field("Freeze", summary::freeze(status).unwrap_or_default());
     field(
+        "Downtime",
+        summary::downtime(object).unwrap_or_default().to_owned(),
+    );
+    field(
         "Checkpoint",
         status
             .bytes

@@ -4,6 +4,7 @@ use orchestrator_core::migration::Phase;
 
 use super::{table::sentence, units};
 use crate::{
+    cli::ask::DOWNTIME,
     cli::verdict::{self, Standing},
     k8s::resource::{PodMigration, PodMigrationStatus, StatusBytes, StatusFinding, StatusPlan},
 };
@@ -91,6 +92,9 @@ fn outcome(text: &mut String, object: &PodMigration, status: &PodMigrationStatus
     if let Some(freeze) = freeze(status) {
         detail(text, "freeze", &freeze);
     }
+    if let Some(downtime) = downtime(object) {
+        detail(text, "downtime", downtime);
+    }
     if let Some(bytes) = &status.bytes {
         detail(text, "checkpoint", &transferred(bytes));
     }
@@ -153,6 +157,12 @@ pub fn findings(text: &mut String, findings: &[StatusFinding]) {
             text.push_str(&format!("    -> {}\n", finding.remedy));
         }
     }
+}
+
+/// What a client saw, where one asked (`--probe`).
+pub fn downtime(object: &PodMigration) -> Option<&str> {
+    let annotations = object.metadata.annotations.as_ref()?;
+    annotations.get(DOWNTIME).map(String::as_str)
 }
 
 /// `812ms of at most 30.00s (predicted 900ms)`, as much of it as is known.

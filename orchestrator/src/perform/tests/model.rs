@@ -128,6 +128,17 @@ impl Model {
         self.lock().fresh_node = Some(node.to_owned());
     }
 
+    /// `Failed` at Restoring is a proof: a rescue may only begin when nothing of the target is left.
+    pub fn must_have_nothing_restored_on(&self, node: &str) {
+        let mut inner = self.lock();
+        let there = inner.restored.as_ref().is_some_and(|(at, _)| at == node);
+        if there || (inner.restored_runs && inner.restored.is_none()) {
+            inner.violations.push(format!(
+                "a rescue began while a restored pod was left on {node}"
+            ));
+        }
+    }
+
     pub fn thaw_after(&self, effect: &'static str) {
         self.lock().thaw_after = Some(effect);
     }
@@ -377,6 +388,7 @@ fn perform(inner: &mut Inner, kind: &step_request::Kind) -> Option<step_report::
             inner.durable = true;
             Some(step_report::Result::Held(wire::HeldCheckpoint {
                 boot_id: "b".to_owned(),
+                paused_unix_ns: crate::workers::unix_ns(),
                 ..Default::default()
             }))
         }
