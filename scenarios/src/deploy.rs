@@ -14,7 +14,7 @@ use crate::state::Lab;
 use crate::steps::Steps;
 use crate::workloads::libraries_in;
 use anyhow::{Context, Result, anyhow, bail};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::fs;
 use std::path::Path;
 use std::process::Command;
@@ -33,12 +33,42 @@ const IMAGES: &[(&str, &[&str])] = &[
     ),
     ("docker.io/longshore/worker:dev", &["worker"]),
 ];
+/// Where Debian keeps the authorities that TLS trusts, and where the daemons look for them.
+const AUTHORITIES: &str = "/etc/ssl/certs/ca-certificates.crt";
 /// Applying some thirty objects, among them resource definitions the API server must learn first.
 const APPLY_WITHIN: Duration = Duration::from_secs(60);
 const READY_WITHIN_S: u64 = 90;
 
+/// An S3 server other than the lab's. Its keys come from the environment, for flags are seen by every process.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Store {
+    /// Keep checkpoints on this S3 server instead of the lab's (keys: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)
+    #[arg(long = "s3-endpoint", value_name = "URL")]
+    pub endpoint: Option<String>,
+    /// In this bucket, which must exist
+    #[arg(long = "s3-bucket", default_value = s3::BUCKET)]
+    pub bucket: String,
+    /// In this region
+    #[arg(long = "s3-region", default_value = s3::REGION)]
+    pub region: String,
+}
+
+impl Store {
+    fn secret(&self, endpoint: &str) -> Result<Value> {
+        let key = |name: &str| {
+            std::env::var(name).with_context(|| format!("read the store's key from {name}"))
+        };
+        Ok(json!({
+            "endpoint": endpoint, "region": self.region, "bucket": self.bucket,
+            "access_key_id": key("AWS_ACCESS_KEY_ID")?, "secret_access_key": key("AWS_SECRET_ACCESS_KEY")?,
+        }))
+    }
+}
+
 /// Deploys Longshore on a lab that is up.
-pub fn deploy(lab: &Lab, steps: &Steps) -> Result<()> {
+///
+/// With a `store` checkpoints go there, and not to the lab's own S3 server.
+pub fn deploy(lab: &Lab, store: Option<&Store>, steps: &Steps) -> Result<()> {
     let manifests = cache::project().join("deploy/lab");
     if !manifests.is_dir() {
         bail!(
@@ -58,19 +88,26 @@ pub fn deploy(lab: &Lab, steps: &Steps) -> Result<()> {
     // Equal images have equal digests, and the index names them all.
     let index = fs::read(layout.join("index.json")).context("read the images' index")?;
     let deployed = lab.folder()?.join("deployed-images.json");
-    let changed = fs::read(&deployed).ok().as_deref() != Some(&index);
-    if changed {
+    let new_images = fs::read(&deployed).ok().as_deref() != Some(&index);
+    if new_images {
         steps.run("put the images on the nodes", || import(lab, &work))?;
     }
     let cluster = Cluster::of(lab)?;
-    // What runs already, runs an older build; what is made now, starts with the new one.
-    let outdated = if changed {
+    let secret = match store.map(|store| (store, &store.endpoint)) {
+        Some((store, Some(endpoint))) => store.secret(endpoint)?,
+        Some((_, None)) | None => json!({
+            "endpoint": s3::endpoint(lab), "region": s3::REGION, "bucket": s3::BUCKET,
+            "access_key_id": s3::ACCESS_KEY, "secret_access_key": s3::SECRET_KEY,
+        }),
+    };
+    // What runs already, runs an older build or with another store; what is made now, starts with the new one.
+    let outdated = if new_images || store_changed(&cluster, &secret) {
         workloads(&cluster)?
     } else {
         Vec::new()
     };
     steps.run("apply deploy/lab", || {
-        create_store_secret(lab, &cluster)?;
+        create_store_secret(&cluster, &secret)?;
         cluster
             .run_within(
                 APPLY_WITHIN,
@@ -101,6 +138,10 @@ fn make_images(work: &Path) -> Result<()> {
     for (name, programs) in IMAGES {
         let mut tree = Tree::default();
         tree.folder("tmp", 0o1777);
+        // For stores and collectors behind TLS; the lab's own are not.
+        if let Ok(authorities) = fs::read(AUTHORITIES) {
+            tree.text(AUTHORITIES.trim_start_matches('/'), authorities);
+        }
         for program in *programs {
             add_program(&mut tree, &built.join(program), &work.join(program))?;
         }
@@ -157,17 +198,34 @@ fn import(lab: &Lab, work: &Path) -> Result<()> {
 }
 
 /// What the daemons must know of the lab's store, in the form `deploy/` reads for any store.
-fn create_store_secret(lab: &Lab, cluster: &Cluster) -> Result<()> {
+fn create_store_secret(cluster: &Cluster, secret: &Value) -> Result<()> {
     cluster.apply(
         &json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}),
     )?;
     cluster.apply(&json!({
         "apiVersion": "v1", "kind": "Secret", "metadata": {"name": STORE, "namespace": NAMESPACE},
-        "stringData": {
-            "endpoint": s3::endpoint(lab), "region": s3::REGION, "bucket": s3::BUCKET,
-            "access_key_id": s3::ACCESS_KEY, "secret_access_key": s3::SECRET_KEY,
-        },
+        "stringData": secret,
     }))
+}
+
+/// A daemon reads the Secret once, at its start. One that isn't there yet has no reader.
+fn store_changed(cluster: &Cluster, wanted: &Value) -> bool {
+    let read = ["--namespace", NAMESPACE, "get", "secret", STORE];
+    let Ok(found) = cluster.json(&read) else {
+        return false;
+    };
+    let kept = |key: &str| {
+        let text = found["data"][key].as_str().unwrap_or_default();
+        process::succeed_with_input(
+            Command::new("base64").arg("--decode"),
+            process::Input::Bytes(text.as_bytes().to_vec()),
+            APPLY_WITHIN,
+        )
+    };
+    let fields = wanted.as_object().into_iter().flatten();
+    fields
+        .into_iter()
+        .any(|(key, value)| kept(key).ok().as_deref() != value.as_str())
 }
 
 /// What makes pods in Longshore's namespace, as `kind/name`.

@@ -97,7 +97,10 @@ enum Verb {
         component: String,
     },
     /// Build Longshore, put its images on the nodes and apply deploy/lab.
-    Deploy,
+    Deploy {
+        #[command(flatten)]
+        store: deploy::Store,
+    },
     /// Run every test: the workspace's, then the stories on a real cluster.
     Test {
         /// Only stories whose names contain one of these; all tests without.
@@ -145,7 +148,9 @@ fn run(name: &str, command: Verb) -> Result<ExitCode> {
         }
         Verb::Shell { node, command } => enter(name, &node, &command)?,
         Verb::Logs { component } => show_logs(name, &component)?,
-        Verb::Deploy => deploy::deploy(&Lab::expect(name)?, &Steps::start())?,
+        Verb::Deploy { store } => {
+            deploy::deploy(&Lab::expect(name)?, Some(&store), &Steps::start())?;
+        }
         Verb::Test {
             stories,
             stories_only,

@@ -57,7 +57,9 @@ pub fn start(lab: &mut Lab, component: &str, command: &Command) -> Result<Child>
             detached.env(name, value);
         }
     }
+    // The folder the lab was started from may go while the program stays: s3s-fs asks for it at every request.
     let child = detached
+        .current_dir("/")
         .stdin(Stdio::null())
         .stdout(log.try_clone().context("share the log")?)
         .stderr(log)

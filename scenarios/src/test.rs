@@ -95,7 +95,7 @@ fn tell(name: &str, stories: &[stories::Story], wanted: &[String]) -> Result<Tol
     let told = {
         let steps = Steps::start();
         let lab = up::up(name, NODES, &steps)?;
-        deploy::deploy(&lab, &steps)?;
+        deploy::deploy(&lab, None, &steps)?;
         drop(steps);
         println!("stories on lab {name}:");
         stories::tell(stories, wanted, &Lab::expect(name)?)
