@@ -14,6 +14,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
@@ -232,7 +233,10 @@ impl Exporter {
     /// Sends the trace of every migration that ended since the last call; the leader calls it with every state.
     /// One try each: what fails is logged.
     pub async fn observe(&mut self, state: &State, now_ms: UnixMs) {
-        let ended = || state.migrations.values().filter(|m| m.phase.ended());
+        let ended = || {
+            let all = state.migrations.values().map(Arc::as_ref);
+            all.filter(|m| m.phase.ended())
+        };
         let due: Vec<&Migration> = ended()
             .filter(|migration| match &self.done {
                 Some(done) => !done.contains(&migration.id),

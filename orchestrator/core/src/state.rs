@@ -4,7 +4,7 @@
 //! same bytes on every peer. Changing what `apply` does to an existing command is changing the log: a new meaning
 //! is a new variant.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
@@ -119,8 +119,8 @@ pub const UNDER_WAY_PER_NODE_MAX: usize = 2;
 /// Everything the peers agree on.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct State {
-    /// By id.
-    pub migrations: BTreeMap<MigrationId, Migration>,
+    /// By id. Shared: every commit publishes a copy of the state, and a copy must not cost what the history weighs.
+    pub migrations: BTreeMap<MigrationId, Arc<Migration>>,
     /// Workers by node.
     pub workers: BTreeMap<NodeName, Registration>,
 }
@@ -184,7 +184,7 @@ impl State {
             *under_way.entry(&plan.source).or_default() += 1;
             *under_way.entry(&plan.target).or_default() += 1;
         }
-        let mut in_turn: Vec<&Migration> = self.migrations.values().collect();
+        let mut in_turn: Vec<&Migration> = self.migrations.values().map(Arc::as_ref).collect();
         in_turn.sort_by_key(|m| m.submitted);
         let mut due = Vec::new();
         for migration in in_turn {
@@ -267,7 +267,7 @@ impl State {
             spans,
         };
         migration.enter(phase, at, at_ms);
-        self.migrations.insert(id, migration);
+        self.migrations.insert(id, Arc::new(migration));
         self.forget_oldest();
         phase
     }
@@ -275,6 +275,7 @@ impl State {
     fn under_way_for(&self, pod: &PodRef) -> Option<&Migration> {
         self.migrations
             .values()
+            .map(Arc::as_ref)
             .find(|m| !m.phase.ended() && &m.request.pod == pod)
     }
 
@@ -296,6 +297,7 @@ impl State {
                 current: migration.revision,
             });
         }
+        let migration = Arc::make_mut(migration);
         let room = SPANS_MAX.saturating_sub(migration.spans.len());
         migration.spans.extend(spans.into_iter().take(room));
         if let Some(phase) = migration.next(outcome, at_ms) {
@@ -320,6 +322,7 @@ impl State {
         if !migration.phase.abortable() {
             return Err(Rejection::TooLate(migration.phase));
         }
+        let migration = Arc::make_mut(migration);
         migration.reason = Some(reason);
         migration.enter(Phase::Releasing, at, at_ms);
         Ok(Phase::Releasing)

@@ -3,6 +3,8 @@
 #[path = "given/mod.rs"]
 mod given;
 
+use std::sync::Arc;
+
 use given::{in_phase, plan, pod, request, submit};
 use orchestrator_core::{
     id::{PodRef, Revision},
@@ -202,6 +204,33 @@ fn history_is_bounded_and_keeps_the_newest() {
         state
             .migrations
             .contains_key(&format!("{:06}", ended - 1).as_str().into())
+    );
+}
+
+#[test]
+fn a_commit_copies_the_migration_it_changes_and_no_other() {
+    let mut state = State::default();
+    state.apply(Revision(2), submit_for("a", "a")).unwrap();
+    state.apply(Revision(3), submit_for("b", "b")).unwrap();
+    let published = state.clone();
+    let report = Command::Report {
+        id: "b".into(),
+        revision: Revision(3),
+        outcome: Outcome::Done(Done::Rechecked),
+        at_ms: 2,
+        spans: vec![],
+    };
+    state.apply(Revision(4), report).unwrap();
+    let shared = |id: &str| {
+        let (before, after) = (&published.migrations, &state.migrations);
+        Arc::ptr_eq(&before[&id.into()], &after[&id.into()])
+    };
+    assert!(shared("a"), "what didn't change is not copied");
+    assert!(!shared("b"));
+    assert_eq!(
+        published.migrations[&"b".into()].phase,
+        Phase::Planned,
+        "what was published stays as it was"
     );
 }
 

@@ -99,7 +99,7 @@ async fn submitted(model: &Arc<Model>) -> Arc<Log> {
 }
 
 fn migration(log: &Log) -> Migration {
-    log.state.borrow().migrations[&"m".into()].clone()
+    Migration::clone(&log.state.borrow().migrations[&"m".into()])
 }
 
 /// Runs the production driver on this model, as often as it dies, until the migration ended.

@@ -99,7 +99,7 @@ async fn one_migration_is_one_trace_however_often_it_is_sent() {
     let migration = migration();
     state
         .migrations
-        .insert(migration.id.clone(), migration.clone());
+        .insert(migration.id.clone(), Arc::new(migration.clone()));
     exporter.observe(&state, 5000).await;
     exporter.observe(&state, 6000).await;
     let received = |collector: &Collector| {
