@@ -15,6 +15,7 @@
 //! Go packages are all it needs from outside; everything else is built here (`parts`, `workloads`) and kept in the
 //! cache folder (`cache`). `site` says which addresses are whose, `state` what is written down, `down` how it ends.
 
+mod bench;
 mod cache;
 mod certificates;
 mod cgroup;
@@ -119,6 +120,11 @@ enum Verb {
         #[arg(long)]
         stories_only: bool,
     },
+    /// Compare Longshore with what one would do without it.
+    Bench {
+        #[command(subcommand)]
+        what: Bench,
+    },
     /// Say what is missing on this machine and how to get it.
     Doctor,
     /// Be a node's first process (the lab calls this itself).
@@ -126,6 +132,19 @@ enum Verb {
     NodeInit {
         /// The file that describes the node.
         world: PathBuf,
+    },
+}
+
+#[derive(Subcommand)]
+enum Bench {
+    /// `migrate pod` beside the recipe by hand: kubelet checkpoint, buildah, push, kubectl run.
+    Pod {
+        /// Write the figure into this file, too.
+        #[arg(long, value_name = "FILE")]
+        json: Option<PathBuf>,
+        /// How often each way is gone.
+        #[arg(long, default_value = "5", value_parser = bench::check_runs)]
+        runs: usize,
     },
 }
 
@@ -174,6 +193,9 @@ fn run(name: &str, command: Verb) -> Result<ExitCode> {
             stories,
             stories_only,
         } => return test::test(name, &stories, stories_only),
+        Verb::Bench {
+            what: Bench::Pod { json, runs },
+        } => bench::pod(name, runs, json.as_deref())?,
         Verb::Doctor => {
             let (text, well) = machine::doctor();
             show(text.as_bytes())?;
