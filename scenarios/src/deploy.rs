@@ -16,7 +16,7 @@ use crate::workloads::libraries_in;
 use anyhow::{Context, Result, anyhow, bail};
 use serde_json::{Value, json};
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
 use std::time::Duration;
@@ -65,10 +65,16 @@ impl Store {
     }
 }
 
-/// Deploys Longshore on a lab that is up.
+/// Builds Longshore and deploys it on a lab that is up.
 ///
 /// With a `store` checkpoints go there, and not to the lab's own S3 server.
 pub fn deploy(lab: &Lab, store: Option<&Store>, steps: &Steps) -> Result<()> {
+    build(steps)?;
+    deploy_built(lab, store, steps)
+}
+
+/// Deploys what [`build`] built.
+pub fn deploy_built(lab: &Lab, store: Option<&Store>, steps: &Steps) -> Result<()> {
     let manifests = cache::project().join("deploy/lab");
     if !manifests.is_dir() {
         bail!(
@@ -76,7 +82,6 @@ pub fn deploy(lab: &Lab, store: Option<&Store>, steps: &Steps) -> Result<()> {
             manifests.display()
         );
     }
-    steps.run("build Longshore", build)?;
     let work = lab.folder()?.join("deploy");
     let layout = work.join("layout");
     steps.run("make Longshore's images", || {
@@ -122,18 +127,25 @@ pub fn deploy(lab: &Lab, store: Option<&Store>, steps: &Steps) -> Result<()> {
     fs::write(&deployed, index).with_context(|| format!("write {}", deployed.display()))
 }
 
-fn build() -> Result<()> {
-    let mut command = Command::new("cargo");
-    command
-        .current_dir(cache::project())
-        .env("CARGO_TARGET_DIR", s3::target_folder()?)
-        .args(["build", "--workspace", "--bins"]);
-    cache::run_logged("longshore", &mut command)
+/// Builds Longshore's programs. Nothing of a lab is needed for it, so it can be done while one starts.
+pub fn build(steps: &Steps) -> Result<()> {
+    steps.run("build Longshore", || {
+        let mut command = Command::new("cargo");
+        command
+            .current_dir(cache::project())
+            .env("CARGO_TARGET_DIR", s3::target_folder()?)
+            .args(["build", "--workspace", "--bins"]);
+        cache::run_logged("longshore", &mut command)
+    })
+}
+
+/// One of the programs that [`build`] built.
+pub fn program(name: &str) -> Result<PathBuf> {
+    Ok(s3::target_folder()?.join("debug").join(name))
 }
 
 fn make_images(work: &Path) -> Result<()> {
     fs::create_dir_all(work).with_context(|| format!("create {}", work.display()))?;
-    let built = s3::target_folder()?.join("debug");
     let mut images = Vec::new();
     for (name, programs) in IMAGES {
         let mut tree = Tree::default();
@@ -143,7 +155,7 @@ fn make_images(work: &Path) -> Result<()> {
             tree.text(AUTHORITIES.trim_start_matches('/'), authorities);
         }
         for program in *programs {
-            add_program(&mut tree, &built.join(program), &work.join(program))?;
+            add_program(&mut tree, &self::program(program)?, &work.join(program))?;
         }
         let first = programs.first().context("an image starts a program")?;
         images.push(Image {

@@ -32,9 +32,9 @@ const FROM_A_PERSON: &[(&str, &str)] = &[
 
 const NEEDS_ROOT: &str = "a lab makes namespaces, mounts and cgroups: run it as root";
 
-/// Installs the Debian packages that are missing; does nothing when there are none.
-pub fn install_missing() -> Result<()> {
-    let mut missing: Vec<&str> = FROM_DEBIAN
+/// Installs the Debian packages of programs that are missing, as a step; does nothing when there are none.
+pub fn install(steps: &Steps, wanted: &[(&str, &'static str)]) -> Result<()> {
+    let mut missing: Vec<&str> = wanted
         .iter()
         .filter(|(what, _)| find(what).is_none())
         .map(|(_, package)| *package)
@@ -43,18 +43,20 @@ pub fn install_missing() -> Result<()> {
     if missing.is_empty() {
         return Ok(());
     }
+    steps.run("install missing Debian packages", || {
+        install_packages(&missing)
+    })
+}
+
+fn install_packages(missing: &[&str]) -> Result<()> {
     let apt = |words: &[&str]| {
         let mut command = Command::new("apt-get");
         command.env("DEBIAN_FRONTEND", "noninteractive").args(words);
         run_logged("apt", &mut command)
     };
     apt(&["update"]).context("refresh the list of Debian packages")?;
-    apt(&[
-        &["install", "--yes", "--no-install-recommends"],
-        &missing[..],
-    ]
-    .concat())
-    .with_context(|| format!("install {}", missing.join(", ")))
+    apt(&[&["install", "--yes", "--no-install-recommends"], missing].concat())
+        .with_context(|| format!("install {}", missing.join(", ")))
 }
 
 /// Fails, with all reasons, when a lab cannot run here.
@@ -143,13 +145,10 @@ fn memory() -> Result<String> {
     Ok(format!("{mib} MiB available"))
 }
 
-/// Reports the installation as a step only when there is one to do.
+/// Makes the machine fit for a lab, or says why it can't be.
 pub fn prepare(steps: &Steps) -> Result<()> {
     check()?;
-    if FROM_DEBIAN.iter().any(|(what, _)| find(what).is_none()) {
-        return steps.run("install missing Debian packages", install_missing);
-    }
-    Ok(())
+    install(steps, FROM_DEBIAN)
 }
 
 /// A program on the PATH, or a file by its absolute path.

@@ -1,11 +1,13 @@
 //! `lab`: a real Kubernetes on one machine, for trying Longshore, telling its stories and timing them.
 //!
 //! ```text
+//! cargo lab demo          all of it in one go: build, start, deploy, move a pod, explain
 //! cargo lab up            two nodes, Ready in under half a minute once everything is built
 //! cargo lab kubectl get pods -A
 //! cargo lab shell node1   look around inside a node
 //! cargo lab logs kubelet  or etcd, apiserver, containerd …, with node1/ in front for one node's
 //! cargo lab deploy        Longshore itself, as built from this checkout
+//! cargo lab migrate …     its command, on the lab
 //! cargo lab down          nothing is left
 //! ```
 //! The parts are real: etcd, API server, controllers, scheduler, kubelets, kube-proxy, containerd, runc, CRIU, CNI, a
@@ -13,11 +15,14 @@
 //! Go packages are all it needs from outside; everything else is built here (`parts`, `workloads`) and kept in the
 //! cache folder (`cache`). `site` says which addresses are whose, `state` what is written down, `down` how it ends.
 
+mod bench;
 mod cache;
 mod certificates;
 mod cgroup;
+mod client;
 mod cluster;
 mod control;
+mod demo;
 mod deploy;
 mod down;
 mod http;
@@ -72,6 +77,8 @@ enum Verb {
         #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=i64::from(NODES_MAX)))]
         nodes: u8,
     },
+    /// The whole story: build, start, deploy, move a pod under load, show what happened.
+    Demo,
     /// Take the lab down; nothing is left.
     Down,
     /// Say what runs.
@@ -80,6 +87,13 @@ enum Verb {
     #[command(disable_help_flag = true)]
     Kubectl {
         /// kubectl's own arguments.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+    /// Run Longshore's command as the lab's administrator.
+    #[command(disable_help_flag = true)]
+    Migrate {
+        /// migrate's own arguments.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
@@ -109,6 +123,11 @@ enum Verb {
         #[arg(long)]
         stories_only: bool,
     },
+    /// Compare Longshore with what one would do without it.
+    Bench {
+        #[command(subcommand)]
+        what: Bench,
+    },
     /// Say what is missing on this machine and how to get it.
     Doctor,
     /// Be a node's first process (the lab calls this itself).
@@ -116,6 +135,19 @@ enum Verb {
     NodeInit {
         /// The file that describes the node.
         world: PathBuf,
+    },
+}
+
+#[derive(Subcommand)]
+enum Bench {
+    /// `migrate pod` beside the recipe by hand: kubelet checkpoint, buildah, push, kubectl run.
+    Pod {
+        /// Write the figure into this file, too.
+        #[arg(long, value_name = "FILE")]
+        json: Option<PathBuf>,
+        /// How often each way is gone.
+        #[arg(long, default_value = "5", value_parser = bench::check_runs)]
+        runs: usize,
     },
 }
 
@@ -137,6 +169,7 @@ fn main() -> ExitCode {
 fn run(name: &str, command: Verb) -> Result<ExitCode> {
     match command {
         Verb::Up { nodes } => start(name, nodes)?,
+        Verb::Demo => demo::demo(name)?,
         Verb::Down => stop(name)?,
         Verb::Status => show(status::of(name)?.as_bytes())?,
         Verb::Kubectl { arguments } => {
@@ -145,6 +178,16 @@ fn run(name: &str, command: Verb) -> Result<ExitCode> {
                 .args(arguments)
                 .exec();
             return Err(error).context("run kubectl");
+        }
+        Verb::Migrate { arguments } => {
+            let error = std::process::Command::new(deploy::program("migrate")?)
+                .env(
+                    "KUBECONFIG",
+                    cluster::Cluster::of(&Lab::expect(name)?)?.kubeconfig(),
+                )
+                .args(arguments)
+                .exec();
+            return Err(error).context("run migrate");
         }
         Verb::Shell { node, command } => enter(name, &node, &command)?,
         Verb::Logs { component } => show_logs(name, &component)?,
@@ -155,6 +198,9 @@ fn run(name: &str, command: Verb) -> Result<ExitCode> {
             stories,
             stories_only,
         } => return test::test(name, &stories, stories_only),
+        Verb::Bench {
+            what: Bench::Pod { json, runs },
+        } => bench::pod(name, runs, json.as_deref())?,
         Verb::Doctor => {
             let (text, well) = machine::doctor();
             show(text.as_bytes())?;

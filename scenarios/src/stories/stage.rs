@@ -2,7 +2,7 @@
 
 use crate::{
     cluster::Cluster,
-    http,
+    deploy, http,
     process::{self, wait_for},
     state::Lab,
 };
@@ -54,7 +54,7 @@ impl Stage {
                 .run(&["-n", &namespace, "get", "serviceaccount", "default"])
                 .ok())
         })?;
-        let migrate = std::env::current_exe()?.with_file_name("migrate");
+        let migrate = deploy::program("migrate")?;
         Ok(Self {
             lab: lab.clone(),
             cluster,
