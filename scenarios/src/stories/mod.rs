@@ -5,6 +5,9 @@
 //! namespace of its own that is deleted afterwards; one that breaks something (an S3 server, a containerd) mends it
 //! before it ends. `stage` is what they share, `good` and the others beside it are the stories by their theme.
 
+mod client;
+mod good;
+mod ground;
 mod stage;
 
 use anyhow::Result;
@@ -24,7 +27,53 @@ pub struct Story {
 
 /// All stories, in the order they are told.
 pub fn all() -> Vec<Story> {
-    Vec::new()
+    vec![
+        Story {
+            name: "ledger-ten-moves",
+            about: "ten moves back and forth leave no gap and no repeat in answers, log and file",
+            tell: good::ledger_ten_moves,
+        },
+        Story {
+            name: "kuard-holds-memory",
+            about: "256 MiB of memory are the same bit for bit on the other node",
+            tell: good::kuard_holds_memory,
+        },
+        Story {
+            name: "crash-after-move",
+            about: "a container that dies after a move starts as the ordinary image, and can move again",
+            tell: good::crash_after_move,
+        },
+        Story {
+            name: "redis-under-load",
+            about: "every write that redis acknowledged before, during and after the move is there",
+            tell: good::redis_under_load,
+        },
+        Story {
+            name: "two-containers",
+            about: "both containers move, cut at one moment",
+            tell: good::two_containers,
+        },
+        Story {
+            name: "sidecar-and-init",
+            about: "a native sidecar moves with its memory; a finished init container does not run again",
+            tell: good::sidecar_and_finished_init,
+        },
+        Story {
+            name: "ten-at-once",
+            about: "ten migrations asked for at once all end, none twice, none lost",
+            tell: good::ten_at_once,
+        },
+        Story {
+            name: "base-image-by-pull",
+            about: "an image that the target lacks is pulled before the freeze",
+            tell: good::by_pull,
+        },
+        Story {
+            name: "base-image-through-the-store",
+            about: "an image that nobody can pull any more comes from the source node",
+            tell: good::through_the_store,
+        },
+    ]
 }
 
 /// How the telling ended.
