@@ -3,13 +3,15 @@
 //! Only questions and single effects live here; what they add up to is decided in [`restore`](crate::restore) and
 //! [`content`](crate::content). Every call names the namespace that the kubelet's containers live in.
 
+mod users;
+
 use std::{collections::HashMap, path::PathBuf, time::Duration};
 
 use bytes::Bytes;
 use futures::{Stream, StreamExt, TryStreamExt};
 use hyper_util::rt::TokioIo;
 use proto::{
-    containerd::{content, images, leases},
+    containerd::{containers, content, images, leases},
     cri,
 };
 use serde::Deserialize;
@@ -52,6 +54,7 @@ pub struct Images {
     pub(crate) content: content::content_client::ContentClient<Named>,
     pub(crate) records: images::images_client::ImagesClient<Named>,
     pub(crate) leases: leases::leases_client::LeasesClient<Named>,
+    containers: containers::containers_client::ContainersClient<Named>,
     cri_images: cri::image_service_client::ImageServiceClient<Named>,
     cri_runtime: cri::runtime_service_client::RuntimeServiceClient<Named>,
 }
@@ -148,6 +151,10 @@ impl Images {
             )
             .max_decoding_message_size(large),
             leases: leases::leases_client::LeasesClient::with_interceptor(
+                channel.clone(),
+                Namespace,
+            ),
+            containers: containers::containers_client::ContainersClient::with_interceptor(
                 channel.clone(),
                 Namespace,
             ),
@@ -404,63 +411,6 @@ impl Images {
             .map_err(|status| failed(format!("ask for image {reference}"), status))?
             .into_inner();
         Ok(answer.image.map(|image| image.id))
-    }
-
-    /// All containers of a pod, dead ones too.
-    pub async fn containers_of(&self, pod_uid: &str) -> Result<Vec<cri::Container>, RuntimeError> {
-        let label_selector =
-            HashMap::from([("io.kubernetes.pod.uid".to_owned(), pod_uid.to_owned())]);
-        let filter = cri::ContainerFilter {
-            label_selector,
-            ..cri::ContainerFilter::default()
-        };
-        let request = cri::ListContainersRequest {
-            filter: Some(filter),
-        };
-        let answer = self.cri_runtime.clone().list_containers(request).await;
-        Ok(answer
-            .map_err(|status| failed(format!("list containers of pod {pod_uid}"), status))?
-            .into_inner()
-            .containers)
-    }
-
-    /// How a container is.
-    pub async fn container_status(&self, id: &str) -> Result<cri::ContainerStatus, RuntimeError> {
-        let request = cri::ContainerStatusRequest {
-            container_id: id.to_owned(),
-            verbose: false,
-        };
-        let answer = self.cri_runtime.clone().container_status(request).await;
-        let answer = answer
-            .map_err(|status| failed(format!("ask for container {id}"), status))?
-            .into_inner();
-        answer.status.ok_or_else(|| {
-            failed(
-                format!("ask for container {id}"),
-                Status::not_found("no status given"),
-            )
-        })
-    }
-
-    /// States of a pod's sandboxes: only a ready one can still start containers.
-    pub async fn sandboxes_of(
-        &self,
-        pod_uid: &str,
-    ) -> Result<Vec<cri::PodSandboxState>, RuntimeError> {
-        let label_selector =
-            HashMap::from([("io.kubernetes.pod.uid".to_owned(), pod_uid.to_owned())]);
-        let filter = cri::PodSandboxFilter {
-            id: String::new(),
-            label_selector,
-        };
-        let request = cri::ListPodSandboxRequest {
-            filter: Some(filter),
-        };
-        let answer = self.cri_runtime.clone().list_pod_sandbox(request).await;
-        let answer = answer
-            .map_err(|status| failed(format!("list sandboxes of pod {pod_uid}"), status))?
-            .into_inner();
-        Ok(answer.items.iter().map(cri::PodSandbox::state).collect())
     }
 }
 

@@ -69,7 +69,9 @@ impl Act<'_> {
             missing = self.missing_images().await?;
         }
         if !missing.is_empty() {
+            let started = unix_ns();
             self.send_images(&missing).await?;
+            self.span("send base images through the store", started);
             missing = self.missing_images().await?;
         }
         if !missing.is_empty() {

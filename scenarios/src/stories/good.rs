@@ -1,13 +1,17 @@
 //! Good days: nothing breaks, and the pod is the same pod elsewhere.
 
+mod appearance;
 mod containers;
 mod images;
 mod many;
+mod moto;
 mod redis;
 
+pub use appearance::{abort_by_deletion, looks_the_same};
 pub use containers::{sidecar_and_finished_init, two_containers};
 pub use images::{by_pull, through_the_store};
 pub use many::ten_at_once;
+pub use moto::moto;
 pub use redis::redis_under_load;
 
 use super::{Stage, client::Client};

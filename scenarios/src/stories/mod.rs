@@ -8,6 +8,7 @@
 mod client;
 mod good;
 mod ground;
+mod refusals;
 mod stage;
 
 use anyhow::Result;
@@ -73,6 +74,26 @@ pub fn all() -> Vec<Story> {
             about: "an image that nobody can pull any more comes from the source node",
             tell: good::through_the_store,
         },
+        Story {
+            name: "labels-annotations-spec",
+            about: "the moved pod looks as before; events, columns and the command say what happened",
+            tell: good::looks_the_same,
+        },
+        Story {
+            name: "abort-by-deletion",
+            about: "deleting a PodMigration under way gives the source back within a second",
+            tell: good::abort_by_deletion,
+        },
+        Story {
+            name: "refusals",
+            about: "every reason not to is told before anything is frozen",
+            tell: refusals::refusals,
+        },
+        Story {
+            name: "moto",
+            about: "another S3 server serves as well",
+            tell: good::moto,
+        },
     ]
 }
 
@@ -90,11 +111,13 @@ pub struct Told {
 /// Tells the stories whose name contains one of `wanted` (all of them without).
 pub fn tell(stories: &[Story], wanted: &[String], lab: &crate::state::Lab) -> Result<Told> {
     let mut told = Told::default();
+    let mut stages = Vec::new();
     for story in stories.iter().filter(|story| is_wanted(story.name, wanted)) {
         let began = Instant::now();
         let stage = Stage::set(lab, story.name)?;
         let ended = (story.tell)(&stage);
         let cleared = stage.clear();
+        stages.push(stage);
         match ended.and(cleared) {
             Ok(()) => {
                 println!(
@@ -115,6 +138,10 @@ pub fn tell(stories: &[Story], wanted: &[String], lab: &crate::state::Lab) -> Re
                     .push((story.name.to_owned(), format!("{error:#}")));
             }
         }
+    }
+    // Together, at the end: each takes its time, and none is in the next story's way.
+    for stage in stages {
+        stage.gone()?;
     }
     Ok(told)
 }

@@ -21,6 +21,9 @@ const RUNNING_WITHIN: Duration = Duration::from_secs(60);
 /// A migration of the lab takes seconds; one that is being put right after a fault waits for backoffs.
 const MIGRATE_WITHIN: Duration = Duration::from_secs(180);
 
+/// Objects that wait for nobody go at once; a namespace goes in some ten seconds.
+const CLEARED_WITHIN: Duration = Duration::from_secs(70);
+
 /// Everything a story needs.
 pub struct Stage {
     /// The lab.
@@ -63,29 +66,31 @@ impl Stage {
         })
     }
 
-    /// Deletes the namespace and what is in it.
+    /// Deletes what is in the namespace, and asks for its own end, which takes ten idle seconds: [`Self::gone`] waits.
     pub fn clear(&self) -> Result<()> {
+        let within = |words: &[&str]| {
+            self.cluster
+                .run_within(
+                    CLEARED_WITHIN,
+                    &[&["-n", &self.namespace, "delete"], words].concat(),
+                )
+                .map(drop)
+        };
         // At once, for a story's pods have nothing to say in their last 30 s.
-        let pods = [
-            "-n",
-            &self.namespace,
-            "delete",
-            "pods",
-            "--all",
-            "--grace-period=0",
-            "--force",
-        ];
-        self.cluster.run(&pods)?;
-        let namespace = [
-            "delete",
-            "namespace",
-            &self.namespace,
-            "--wait=true",
-            "--timeout=60s",
-        ];
+        within(&["pods", "--all", "--grace-period=0", "--force"])?;
+        within(&["podmigrations", "--all", "--timeout=60s"])?;
+        within(&["namespace", &self.namespace, "--wait=false"])
+    }
+
+    /// Waits until nothing of the story is left.
+    pub fn gone(&self) -> Result<()> {
+        let namespace = format!("namespace/{}", self.namespace);
         self.cluster
-            .run_within(Duration::from_secs(70), &namespace)
-            .map(|_| ())
+            .run_within(
+                CLEARED_WITHIN,
+                &["wait", "--for=delete", &namespace, "--timeout=60s"],
+            )
+            .map(drop)
     }
 
     /// Starts a bare pod on a node and waits until it runs; `spec` is merged into the pod's.

@@ -374,21 +374,19 @@ impl Restorer {
     }
 
     /// Names that were kept for pods, of which the runtime knows nothing any more. To be done now and then: a pod's
-    /// sandbox outlives it by up to a minute.
+    /// sandbox outlives it by up to a minute, and other pods' containers may have been made under such a name.
     pub async fn sweep(&self) -> Result<(), RestoreError> {
         for (uid, kept) in self.registry.disarmed_pods() {
             if !self.images.sandboxes_of(&uid).await?.is_empty() {
                 continue;
             }
+            let mut used = false;
             for prefix in kept {
-                for name in self.images.names(&prefix).await? {
-                    // Not the names of a container whose name only begins the same.
-                    if name[prefix.len()..].starts_with([':', '@']) {
-                        self.images.forget(&name).await?;
-                    }
-                }
+                used |= self.images.forget_unused(&prefix).await?;
             }
-            self.registry.forget_pod(&uid).await?;
+            if !used {
+                self.registry.forget_pod(&uid).await?;
+            }
         }
         Ok(())
     }

@@ -59,7 +59,7 @@ fn one_cut(migration: &Value) -> Result<()> {
             .filter_map(|span| span[moment].as_u64())
             .collect()
     };
-    let (paused, dumped) = (of("pause", "endMicros"), of("dump", "startMicros"));
+    let (paused, dumped) = (of("pause", "endMicros"), of("checkpoint ", "startMicros"));
     ensure!(
         dumped.len() == 2,
         "two containers were moved, {} were dumped",

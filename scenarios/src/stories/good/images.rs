@@ -33,7 +33,9 @@ pub fn through_the_store(stage: &Stage) -> Result<()> {
     })?;
     let names = spans(stage)?;
     ensure!(
-        names.iter().any(|name| name.contains("import images")),
+        names
+            .iter()
+            .any(|name| name == "send base images through the store"),
         "the image did not come through the store; the trace has {}",
         names.join(", ")
     );

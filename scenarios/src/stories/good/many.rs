@@ -90,9 +90,14 @@ pub fn ten_at_once(stage: &Stage) -> Result<()> {
         ground::expect_one_copy(stage, pod, "ledger")?;
     }
     println!("          {succeeded} of {MIGRATIONS} succeeded, the others say why not");
+    let reasons: Vec<String> = ended
+        .values()
+        .map(|migration| migration["status"]["reason"]["message"].to_string())
+        .collect();
     ensure!(
         succeeded * 2 >= MIGRATIONS,
-        "only {succeeded} of {MIGRATIONS} succeeded"
+        "only {succeeded} of {MIGRATIONS} succeeded: {}",
+        reasons.join("; ")
     );
     Ok(())
 }
