@@ -37,6 +37,7 @@ pub fn part() -> Result<Part> {
         "Cargo.lock",
         "scenarios/s3/Cargo.toml",
         "scenarios/s3/src/main.rs",
+        "scenarios/s3/src/store.rs",
     ] {
         let path = cache::project().join(file);
         ingredients.push((

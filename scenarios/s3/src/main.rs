@@ -1,7 +1,9 @@
 //! `lab-s3`: the S3 server of the lab. **A development store**: files in a folder, one key on the command line, no
 //! TLS, no users. It exists so that the lab needs nothing from outside; real checkpoints belong in a real store.
 //!
-//! The protocol, signatures included, is s3s; the folder is s3s-fs. This file only listens.
+//! The protocol, signatures included, is s3s; the folder is s3s-fs (`store`). This file only listens.
+
+mod store;
 
 use anyhow::{Context, Result};
 use clap::Parser;
@@ -13,6 +15,7 @@ use s3s_fs::FileSystem;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
+use store::Store;
 use tokio::net::TcpListener;
 
 /// After a failed accept (out of file descriptors, say) trying again at once would only burn the processor.
@@ -49,9 +52,9 @@ async fn main() -> Result<()> {
     std::fs::create_dir_all(root.join(&bucket))
         .with_context(|| format!("make the bucket {bucket}"))?;
     // s3s-fs's error says no more than its Debug form.
-    let store = FileSystem::new(&root)
+    let files = FileSystem::new(&root)
         .map_err(|error| anyhow::anyhow!("open the store in {}: {error:?}", root.display()))?;
-    let mut service = S3ServiceBuilder::new(store);
+    let mut service = S3ServiceBuilder::new(Store { root, files });
     service.set_auth(SimpleAuth::from_single(access_key, secret_key));
     let service = service.build();
     let listener = TcpListener::bind(listen)
