@@ -141,6 +141,8 @@ pub trait Cluster: Send + Sync {
         id: &MigrationId,
         containers: &[String],
     ) -> Result<(), ClusterError>;
+    /// Removes what a pull that died has left. Finding nothing is the rule.
+    async fn remove_prepull(&self, plan: &Plan, id: &MigrationId) -> Result<(), ClusterError>;
 }
 
 /// Calls to workers. The second implementation is the tests' node.
