@@ -18,10 +18,8 @@ use super::{
     render::summary::summary,
     verdict::{self, EXIT_DONE, EXIT_IN_DOUBT},
 };
-use crate::k8s::resource::{PodMigration, PodMigrationSpec};
+use crate::k8s::resource::{PodMigration, PodMigrationSpec, REQUESTED_AT};
 
-/// When the user pressed Enter, nanoseconds since 1970: the trace begins there.
-pub const REQUESTED_AT: &str = "longshore.dev/requested-at";
 /// A plan needs two answers from workers, seconds at most.
 const PREVIEW_PATIENCE: Duration = Duration::from_secs(60);
 /// After the migration's own timeout it is still undone, or, if committed in time, finished: the wait lasts so long.
