@@ -3,7 +3,7 @@
 //! ```text
 //! k8s::intake ─► desk ─► log ─► state ─► driver ─► perform ─► workers, k8s
 //!                                  ├───► k8s::status (the board), k8s::nodes
-//!                                  └───► metrics
+//!                                  └───► metrics, trace (OTLP, when an endpoint is given)
 //! workers ─► api (gRPC, TLS) ─► workers
 //! ```
 
@@ -45,6 +45,7 @@ use crate::{
     metrics::Metrics,
     perform::World,
     tls,
+    trace::Exporter,
     workers::Workers,
 };
 
@@ -107,6 +108,11 @@ pub async fn run(config: Config) -> Result<()> {
         known_nodes(&workers),
         leader.clone(),
     ));
+
+    if let Some(endpoint) = &config.otlp_endpoint {
+        let exporter = Exporter::new(endpoint).context("set up the export of traces")?;
+        tokio::spawn(exporter.run(log.state(), leader.clone()));
+    }
 
     let world = World {
         cluster: Arc::new(RealCluster::new(client.clone())),

@@ -98,7 +98,7 @@ impl Desk {
             match self.decide(asked).await {
                 Ok(decision) => {
                     let spans = vec![
-                        span("request", asked.asked_ms.saturating_mul(1_000_000), seen_ns),
+                        span("request", asked.asked_ns, seen_ns),
                         span("plan", planned_ns, unix_ns()),
                     ];
                     if self.propose(asked, decision, spans).await {

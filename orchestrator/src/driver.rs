@@ -10,7 +10,7 @@
 
 use std::{
     collections::BTreeMap,
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -26,6 +26,8 @@ use tokio::{
     task::{JoinError, JoinSet},
     time::Instant,
 };
+
+use crate::workers::unix_ns;
 
 /// Driver -> world. The second implementation is the tests' world.
 #[async_trait]
@@ -75,6 +77,36 @@ struct UnderWay {
     handles: BTreeMap<Key, tokio::task::AbortHandle>,
     again: BTreeMap<Patience, Again>,
     aborting: BTreeMap<Key, ()>,
+    commits: Commits,
+}
+
+/// When each migration's last report was proposed. The commit ends when the next step begins, which is what it delays,
+/// and travels with that step's report: two of them lie inside every freeze. A new leader doesn't know its
+/// predecessor's last one.
+#[derive(Clone, Default)]
+struct Commits(Arc<Mutex<BTreeMap<MigrationId, (Revision, u64)>>>);
+
+impl Commits {
+    fn began(&self, reported: &Due) {
+        let began = (reported.revision, unix_ns());
+        self.lock().insert(reported.id.clone(), began);
+    }
+
+    /// The commit that made this step due; none when the same step is asked again.
+    fn ended(&self, next: &Due) -> Option<Span> {
+        let (reported, began_ns) = self.lock().remove(&next.id)?;
+        (reported != next.revision).then(|| commit_span(began_ns))
+    }
+
+    fn keep_only(&self, due: &[Due]) {
+        self.lock()
+            .retain(|id, _| due.iter().any(|due| due.id == *id));
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<MigrationId, (Revision, u64)>> {
+        // A panic while it was locked leaves it whole: every change is one insert or remove.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 struct Again {
@@ -117,12 +149,13 @@ impl Driver {
                 continue;
             }
             let (perform, propose) = (Arc::clone(&self.perform), Arc::clone(&self.propose));
-            let ended = (key.clone(), patience);
+            let (ended, commits) = ((key.clone(), patience), under_way.commits.clone());
+            let commit = commits.ended(&due);
             let handle = under_way.tasks.spawn(async move {
-                let started_ns = crate::workers::unix_ns();
                 let (outcome, mut spans) = perform.perform(&due, &migration).await;
                 tracing::info!(migration = %due.id, revision = %due.revision, step = ?due.step, ?outcome, "a step ended");
-                spans.push(phase_span(migration.phase, started_ns));
+                spans.extend(commit);
+                commits.began(&due);
                 let command = Command::Report { id: due.id, revision: due.revision, outcome, at_ms: unix_ms(), spans };
                 propose.propose(command).await;
                 ended
@@ -197,6 +230,7 @@ impl UnderWay {
             keep
         });
         self.aborting.retain(|key, ()| is_due(key));
+        self.commits.keep_only(due);
         self.again
             .retain(|(id, phase), _| state.migrations.get(id).is_some_and(|m| m.phase == *phase));
     }
@@ -241,13 +275,13 @@ fn overdue(migration: &Migration, now_ms: UnixMs) -> Option<Finding> {
     })
 }
 
-fn phase_span(phase: Phase, start_unix_ns: u64) -> Span {
+fn commit_span(start_unix_ns: u64) -> Span {
     Span {
-        name: phase.to_string(),
+        name: "commit".to_owned(),
         place: "orchestrator".to_owned(),
         parent: String::new(),
         start_unix_ns,
-        end_unix_ns: crate::workers::unix_ns(),
+        end_unix_ns: unix_ns(),
         attributes: BTreeMap::new(),
     }
 }

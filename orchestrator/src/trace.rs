@@ -33,6 +33,9 @@ use orchestrator_core::{
     migration::{Migration, Phase, Span},
     state::State,
 };
+use tokio::sync::watch;
+
+use crate::driver::unix_ms;
 
 const NS_PER_MS: u64 = 1_000_000;
 /// The place that every phase belongs to.
@@ -95,6 +98,7 @@ pub fn plan(migration: &Migration) -> Vec<Piece> {
     let phases = phases(migration);
     let mut pieces = vec![root_piece(migration, root)];
     pieces.extend(phases.iter().map(|(_, piece)| piece.clone()));
+    pieces.extend(freeze_piece(migration, root));
     let phase_of = |span: &Span| {
         phases
             .iter()
@@ -153,6 +157,20 @@ fn phases(migration: &Migration) -> Vec<(usize, Piece)> {
             (n, piece)
         })
         .collect()
+}
+
+/// Beside the phases, for it lasts through several of them.
+fn freeze_piece(migration: &Migration, root: [u8; 8]) -> Option<Piece> {
+    let freeze = migration.freeze()?;
+    Some(Piece {
+        id: span_id(&migration.id, "freeze"),
+        parent: root,
+        name: freeze.name,
+        place: ORCHESTRATOR.to_owned(),
+        start_unix_ns: freeze.start_unix_ns,
+        end_unix_ns: freeze.end_unix_ns.max(freeze.start_unix_ns),
+        attributes: freeze.attributes,
+    })
 }
 
 fn root_piece(migration: &Migration, id: [u8; 8]) -> Piece {
@@ -228,6 +246,26 @@ impl Exporter {
                 source,
             })?;
         Ok(Self { otlp, done: None })
+    }
+
+    /// Sends while `leads` says so, until either sender is gone. A task of its own: a slow collector delays nobody.
+    pub async fn run(
+        mut self,
+        mut states: watch::Receiver<Arc<State>>,
+        mut leads: watch::Receiver<bool>,
+    ) {
+        loop {
+            if *leads.borrow_and_update() {
+                let state = Arc::clone(&states.borrow_and_update());
+                self.observe(&state, unix_ms()).await;
+            } else {
+                self.done = None;
+            }
+            tokio::select! {
+                changed = states.changed() => if changed.is_err() { return },
+                changed = leads.changed() => if changed.is_err() { return },
+            }
+        }
     }
 
     /// Sends the trace of every migration that ended since the last call; the leader calls it with every state.

@@ -333,9 +333,21 @@ impl Migration {
     /// Paused until restored: milliseconds, once both are known.
     #[must_use]
     pub fn freeze_ms(&self) -> Option<u64> {
-        let paused = self.checkpoint.as_ref()?.paused_unix_ns;
-        let running = self.restored.as_ref()?.running_unix_ns;
-        Some(running.saturating_sub(paused) / 1_000_000)
+        let freeze = self.freeze()?;
+        Some(freeze.end_unix_ns.saturating_sub(freeze.start_unix_ns) / 1_000_000)
+    }
+
+    /// The freeze as a span of no place: it begins on one node and ends on another. Derived, so never in `spans`.
+    #[must_use]
+    pub fn freeze(&self) -> Option<Span> {
+        Some(Span {
+            name: "freeze".to_owned(),
+            place: String::new(),
+            parent: String::new(),
+            start_unix_ns: self.checkpoint.as_ref()?.paused_unix_ns,
+            end_unix_ns: self.restored.as_ref()?.running_unix_ns,
+            attributes: BTreeMap::new(),
+        })
     }
 
     /// What this outcome makes of the phase. The caller has checked the revision.

@@ -19,10 +19,10 @@ use orchestrator_core::{
 use super::{
     call::{CallError, bounded, if_there},
     pods::{
-        CreateError, MIGRATION_ANNOTATION, Pods, SourceDeleted, SourceState, TargetState,
-        TargetStatus,
+        CreateError, MIGRATION_ANNOTATION, Pods, SourceDeleted, SourceState, TargetStatus,
+        target_status,
     },
-    prepull::{Pulled, Wanted, prepull},
+    prepull::{Pulled, Wanted, prepull, remove_leftovers},
     target_pod, view,
 };
 use crate::perform::{Cluster, ClusterError, Deletion, RestoredObject, SourceObject};
@@ -267,19 +267,15 @@ impl Cluster for RealCluster {
                 .and_then(|spec| spec.node_name.clone())
                 .unwrap_or_default(),
         );
-        let deleting = pod.metadata.deletion_timestamp.is_some();
-        match self.pods.target_status(&plan.pod, &uid).await {
-            Ok(TargetState::There(status)) => Ok(Some(RestoredObject {
-                uid,
-                node,
-                deleting: deleting || status.deleting,
-                broken: broken(&status),
-                waiting: waiting(&status),
-                ready: status.ready,
-            })),
-            Ok(TargetState::Gone | TargetState::OtherPod(_)) => Ok(None),
-            Err(error) => Err(unclear(what, &error)),
-        }
+        let status = target_status(&pod);
+        Ok(Some(RestoredObject {
+            uid,
+            node,
+            deleting: status.deleting,
+            broken: broken(&status),
+            waiting: waiting(&status),
+            ready: status.ready,
+        }))
     }
 
     async fn delete_restored(&self, plan: &Plan, uid: &PodUid) -> Result<(), ClusterError> {
@@ -318,5 +314,10 @@ impl Cluster for RealCluster {
             ))),
             Err(error) => Err(unclear(what, &error)),
         }
+    }
+
+    async fn remove_prepull(&self, plan: &Plan, id: &MigrationId) -> Result<(), ClusterError> {
+        let removed = remove_leftovers(&self.client, &plan.pod.namespace, id).await;
+        removed.map_err(|error| unclear("remove a pull pod that was left", &error))
     }
 }

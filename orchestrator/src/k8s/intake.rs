@@ -28,8 +28,11 @@ use tokio::sync::mpsc;
 use super::{
     call::{CallError, bounded, if_there},
     pods::FIELD_MANAGER,
-    resource::{FINALIZER, PodMigration},
+    resource::{FINALIZER, PodMigration, REQUESTED_AT},
 };
+
+/// The way to the API server takes milliseconds, the creation's seconds are cut off, clocks differ by less than this.
+const NOTE_FITS_WITHIN_NS: u64 = 5_000_000_000;
 
 /// What an object asks for.
 #[derive(Clone, Debug, PartialEq)]
@@ -54,8 +57,8 @@ pub struct Asked {
     pub object: PodRef,
     /// Its spec.
     pub request: Request,
-    /// When the object was made, milliseconds since 1970, to the second: the trace's beginning.
-    pub asked_ms: u64,
+    /// When the user asked, nanoseconds since 1970: the trace's beginning.
+    pub asked_ns: u64,
     /// The phase its status shows, "" at first. Shown but unknown to the log: the log was lost.
     pub phase_shown: String,
 }
@@ -129,7 +132,7 @@ fn due(object: &PodMigration) -> Due {
             id,
             object: place,
             request: request(object),
-            asked_ms: asked_ms(object),
+            asked_ns: asked_ns(object),
             phase_shown: phase_shown.to_owned(),
         }))),
     }
@@ -142,11 +145,18 @@ fn place(object: &PodMigration) -> PodRef {
     }
 }
 
-fn asked_ms(object: &PodMigration) -> u64 {
+/// The CLI's note when it fits the object's creation, which is known to the second; else the creation. Anybody may
+/// write the note, and a user's clock may be wrong: either would stretch the trace over years.
+fn asked_ns(object: &PodMigration) -> u64 {
     let created = object.metadata.creation_timestamp.as_ref();
-    created
-        .and_then(|time| u64::try_from(time.0.as_millisecond()).ok())
-        .unwrap_or(0)
+    let created_ns = created
+        .and_then(|time| u64::try_from(time.0.as_nanosecond()).ok())
+        .unwrap_or(0);
+    let noted = object.annotations().get(REQUESTED_AT);
+    noted
+        .and_then(|ns| ns.parse().ok())
+        .filter(|ns| created_ns.abs_diff(*ns) < NOTE_FITS_WITHIN_NS)
+        .unwrap_or(created_ns)
 }
 
 /// The spec as the planner reads it.
@@ -259,7 +269,22 @@ mod tests {
             (asked.request.timeout_ms, asked.request.freeze_max_ms),
             (Some(60_000), Some(900))
         );
-        assert_eq!(asked.asked_ms, 1_767_225_601_000);
+        assert_eq!(asked.asked_ns, 1_767_225_601_000_000_000);
+    }
+
+    #[test]
+    fn the_trace_begins_when_the_user_asked_unless_that_is_impossible() {
+        let noted = |ns: &str| {
+            let mut object = object(json!({}), "");
+            let note = (REQUESTED_AT.to_owned(), ns.to_owned());
+            object.metadata.annotations = Some([note].into());
+            asked_ns(&object)
+        };
+        let created = 1_767_225_601_000_000_000;
+        assert_eq!(noted("1767225600912345678"), 1_767_225_600_912_345_678);
+        for impossible in ["0", "soon", "-1", "1767229999000000000"] {
+            assert_eq!(noted(impossible), created, "{impossible}");
+        }
     }
 
     #[test]

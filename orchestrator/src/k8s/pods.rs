@@ -84,17 +84,6 @@ pub enum CreateError {
     Call(#[from] CallError),
 }
 
-/// What the driver needs to know of the target.
-#[derive(Clone, Debug, PartialEq)]
-pub enum TargetState {
-    /// No pod of that name.
-    Gone,
-    /// Another pod of that name.
-    OtherPod(PodUid),
-    /// There.
-    There(TargetStatus),
-}
-
 /// The target pod's state.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct TargetStatus {
@@ -215,6 +204,12 @@ impl Pods {
                 (SourceState::Present, Some(object)) => {
                     if annotation(&object, COMMITTED_ANNOTATION) == Some(&migration.0) {
                         self.delete(pod, uid).await?;
+                    } else if !held_for(&object, migration) {
+                        // Undone meanwhile by a newer leader: the pod runs, and a late delete would lose it.
+                        return Err(CallError::Unknown {
+                            doing: format!("delete pod {pod}"),
+                            why: "it is not held for this migration any more".to_owned(),
+                        });
                     } else {
                         let notes = json!({ COMMITTED_ANNOTATION: migration.0 });
                         self.patch(pod, &object, "commit", json!({ "annotations": notes }))
@@ -253,12 +248,7 @@ impl Pods {
             let Some(object) = self.get(pod).await? else {
                 return Ok(());
             };
-            let held_for = annotation(&object, HELD_ANNOTATION);
-            let mut finalizers = object.metadata.finalizers.iter().flatten();
-            let held = finalizers.any(|f| f == HOLD_FINALIZER);
-            // Without its note, which a user may have taken off, a hold on this UID can only be ours.
-            let ours = held_for.map_or(held, |id| *id == migration.0);
-            if !ours || object.metadata.uid.as_ref() != Some(&uid.0) {
+            if !held_for(&object, migration) || object.metadata.uid.as_ref() != Some(&uid.0) {
                 return Ok(());
             }
             let finalizers = object.metadata.finalizers.iter().flatten();
@@ -321,22 +311,6 @@ impl Pods {
         self.delete(pod, uid).await
     }
 
-    /// The target now.
-    ///
-    /// # Errors
-    /// When the API server gives no clear answer.
-    pub async fn target_status(
-        &self,
-        pod: &PodRef,
-        uid: &PodUid,
-    ) -> Result<TargetState, CallError> {
-        Ok(match self.get(pod).await? {
-            None => TargetState::Gone,
-            Some(object) if uid_of(&object) != *uid => TargetState::OtherPod(uid_of(&object)),
-            Some(object) => TargetState::There(target_status(&object)),
-        })
-    }
-
     /// With UID and without grace. Not there, or another pod there by now, is done.
     async fn delete(&self, pod: &PodRef, uid: &PodUid) -> Result<(), CallError> {
         let params = DeleteParams {
@@ -394,7 +368,16 @@ fn source_state(found: Option<&Pod>, uid: &PodUid, migration: &MigrationId) -> S
     }
 }
 
-fn target_status(object: &Pod) -> TargetStatus {
+/// Without its note, which a user may have taken off, a hold on the source can only be ours.
+fn held_for(object: &Pod, migration: &MigrationId) -> bool {
+    let mut finalizers = object.metadata.finalizers.iter().flatten();
+    let held = finalizers.any(|f| f == HOLD_FINALIZER);
+    annotation(object, HELD_ANNOTATION).map_or(held, |id| *id == migration.0)
+}
+
+/// The target as its object says.
+#[must_use]
+pub fn target_status(object: &Pod) -> TargetStatus {
     let status = object.status.clone().unwrap_or_default();
     let words = [status.reason.clone(), status.message.clone()];
     TargetStatus {

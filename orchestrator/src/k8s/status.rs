@@ -52,7 +52,12 @@ pub fn project(migration: &Migration) -> PodMigrationStatus {
                 entered: rfc3339(*at_ms),
             })
             .collect(),
-        trace: migration.spans.iter().map(span).collect(),
+        trace: migration
+            .freeze()
+            .iter()
+            .chain(&migration.spans)
+            .map(span)
+            .collect(),
         conditions: conditions(migration),
     }
 }

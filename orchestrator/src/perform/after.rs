@@ -69,6 +69,8 @@ impl Act<'_> {
         source: &NodeName,
         images: &[Image],
     ) -> Result<(), Ended> {
+        let (plan, id) = (self.plan, &self.due.id);
+        self.world.cluster.remove_prepull(plan, id).await?;
         self.tidy(source, true, &[], TIDY_WITHIN).await?;
         let withdraw = wire::Withdraw {
             pod: Some(self.restored_pod(&PodUid(String::new()))),
@@ -203,6 +205,8 @@ impl Act<'_> {
                     .await?;
             }
         }
+        let (plan, id) = (self.plan, &self.due.id);
+        self.world.cluster.remove_prepull(plan, id).await?;
         Ok(Outcome::Done(Done::Retired))
     }
 

@@ -141,6 +141,8 @@ pub trait Cluster: Send + Sync {
         id: &MigrationId,
         containers: &[String],
     ) -> Result<(), ClusterError>;
+    /// Removes what a pull that died has left. Finding nothing is the rule.
+    async fn remove_prepull(&self, plan: &Plan, id: &MigrationId) -> Result<(), ClusterError>;
 }
 
 /// Calls to workers. The second implementation is the tests' node.
@@ -348,12 +350,12 @@ impl Act<'_> {
         Ok(self.world.nodes.ask(node, kind, ASK_WITHIN).await?)
     }
 
-    /// Notes how long something took that we did ourselves.
+    /// Notes how long something took that we did ourselves, directly below the phase.
     fn span(&mut self, name: &str, start_unix_ns: u64) {
         self.spans.push(Span {
             name: name.to_owned(),
             place: "orchestrator".to_owned(),
-            parent: self.migration.phase.to_string(),
+            parent: String::new(),
             start_unix_ns,
             end_unix_ns: unix_ns(),
             attributes: BTreeMap::new(),

@@ -149,6 +149,7 @@ async fn check(trouble: Option<Trouble>) -> (Phase, usize) {
         "{:?}\n{context}",
         seen.violations
     );
+    assert!(!seen.pull_pod, "a pull pod is left over\n{context}");
     match ended.phase {
         Phase::Succeeded => assert!(
             seen.target_runs && !seen.source_alive && seen.disarmed,

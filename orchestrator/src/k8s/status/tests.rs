@@ -127,8 +127,17 @@ fn a_moved_pod_shows_its_freeze_and_its_bytes() {
     assert_eq!(status.target_pod_uid.as_deref(), Some("uid-2"));
     assert_eq!(status.phases[0].entered, "2026-01-01T00:00:01.250Z");
     assert_eq!(
-        (status.trace[0].start_micros, status.trace[0].end_micros),
+        (status.trace[1].start_micros, status.trace[1].end_micros),
         (5, 9)
+    );
+    let freeze = &status.trace[0];
+    assert_eq!(
+        (freeze.name.as_str(), freeze.place.as_str()),
+        ("freeze", "")
+    );
+    assert_eq!(
+        (freeze.start_micros, freeze.end_micros),
+        (1_000_000, 1_812_400)
     );
     assert_eq!(status.warnings[0].code, "InodeNumbers");
     let ready = condition(&status, "Ready");

@@ -58,12 +58,15 @@ pub struct Seen {
     pub source_alive: bool,
     pub disarmed: bool,
     pub marked: bool,
+    pub pull_pod: bool,
 }
 
 struct Inner {
     source: Source,
     object: Option<()>,
     marked: bool,
+    /// A pull that died has left its pod.
+    pull_pod: bool,
     user_deleted: bool,
     durable: bool,
     restored: Option<(String, u64)>,
@@ -99,6 +102,7 @@ impl Model {
             source: Source::Running,
             object: Some(()),
             marked: false,
+            pull_pod: true,
             user_deleted: false,
             durable: false,
             restored: None,
@@ -166,6 +170,7 @@ impl Model {
             source_alive: inner.source != Source::Gone,
             disarmed: inner.disarmed,
             marked: inner.marked,
+            pull_pod: inner.pull_pod,
         }
     }
 
@@ -377,6 +382,11 @@ impl Cluster for Model {
         _id: &MigrationId,
         _containers: &[String],
     ) -> Result<(), ClusterError> {
+        Ok(())
+    }
+
+    async fn remove_prepull(&self, _plan: &Plan, _id: &MigrationId) -> Result<(), ClusterError> {
+        self.lock().pull_pod = false;
         Ok(())
     }
 }
