@@ -157,7 +157,8 @@ impl Images {
             containers: containers::containers_client::ContainersClient::with_interceptor(
                 channel.clone(),
                 Namespace,
-            ),
+            )
+            .max_decoding_message_size(large),
             cri_images: cri::image_service_client::ImageServiceClient::with_interceptor(
                 pulls, Namespace,
             ),

@@ -99,6 +99,7 @@ fn migrations_wait_their_turn_and_all_get_it() {
             Step::Release => Done::Released {
                 clean: true,
                 detail: String::new(),
+                left_over: None,
             },
         };
         if due.step == Step::Recheck {

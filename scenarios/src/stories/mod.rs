@@ -6,10 +6,16 @@
 //! before it ends. `stage` is what they share, `good` and the others beside it are the stories by their theme.
 
 mod client;
+mod faults;
+mod faults_kills;
+mod faults_users;
 mod good;
 mod ground;
+mod harm;
+mod journey;
 mod refusals;
 mod stage;
+mod witness;
 
 use anyhow::Result;
 use std::time::{Duration, Instant};
@@ -28,6 +34,15 @@ pub struct Story {
 
 /// All stories, in the order they are told.
 pub fn all() -> Vec<Story> {
+    let mut all = good_days();
+    all.extend(faults::stories());
+    all.extend(faults_users::stories());
+    all.extend(faults_kills::stories());
+    all
+}
+
+/// Nothing breaks, or nothing is begun.
+fn good_days() -> Vec<Story> {
     vec![
         Story {
             name: "ledger-ten-moves",
