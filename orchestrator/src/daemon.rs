@@ -84,8 +84,7 @@ pub async fn run(config: Config) -> Result<()> {
     )?;
     publish_authority(&client, &config, &identity.authority).await?;
 
-    let (progress, _unshown) = mpsc::unbounded_channel();
-    let workers = Workers::new(progress);
+    let workers = Workers::new();
     let leader = leads(&log);
     let proposer = Arc::new(Proposer { log: log.clone() });
 
@@ -103,7 +102,7 @@ pub async fn run(config: Config) -> Result<()> {
         client.clone(),
         Events::new(client.clone(), std::env::var("POD_NAME").ok()),
     );
-    tokio::spawn(board.run(log.state(), leader.clone()));
+    tokio::spawn(board.run(log.state(), leader.clone(), workers.progress()));
     tokio::spawn(nodes::run(
         client.clone(),
         known_nodes(&workers),

@@ -12,7 +12,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use orchestrator_core::id::NodeName;
+use orchestrator_core::id::{MigrationId, NodeName};
 use proto::worker::{
     Answer, FromWorker, Inventory, Ping, Pong, Progress, Question, StepReport, StepRequest,
     ToWorker, answer, from_worker, question, step_request, to_worker,
@@ -87,8 +87,8 @@ pub struct Connected {
     pub clock: Clock,
 }
 
-/// A step's progress, for whoever shows it.
-pub type ProgressSink = mpsc::UnboundedSender<(NodeName, Progress)>;
+/// How far steps have come: the last word of each migration whose step is under way.
+pub type UnderWay = BTreeMap<MigrationId, Progress>;
 
 enum Waiting {
     Step(oneshot::Sender<StepReport>),
@@ -111,22 +111,24 @@ struct Table {
 }
 
 /// All workers. Cheap to clone.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 pub struct Workers {
     table: Arc<Mutex<Table>>,
     changed: watch::Sender<u64>,
-    progress: ProgressSink,
+    progress: watch::Sender<UnderWay>,
 }
 
 impl Workers {
-    /// Nobody is connected yet; progress goes to `progress`.
+    /// Nobody is connected yet.
     #[must_use]
-    pub fn new(progress: ProgressSink) -> Self {
-        Self {
-            table: Arc::default(),
-            changed: watch::Sender::new(0),
-            progress,
-        }
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// How far steps have come. For people: only the last word is kept, and a step's end takes it away.
+    #[must_use]
+    pub fn progress(&self) -> watch::Receiver<UnderWay> {
+        self.progress.subscribe()
     }
 
     /// Fires whenever a worker comes, goes or changes its inventory.
@@ -226,7 +228,10 @@ impl Workers {
                 session.connected.inventory = Some(inventory);
             }
             Some(from_worker::Kind::Progress(progress)) => {
-                let _ = self.progress.send((node.clone(), progress));
+                let id = MigrationId(progress.migration_id.clone());
+                self.progress.send_modify(|under_way| {
+                    under_way.insert(id, progress);
+                });
             }
             Some(from_worker::Kind::Hello(_)) | None => {}
         }
@@ -280,7 +285,11 @@ impl Workers {
                 kind: Some(kind),
             })
         })?;
-        wait(node, what, within, receiver).await
+        let reported = wait(node, what, within, receiver).await;
+        let id = MigrationId(migration.to_owned());
+        self.progress
+            .send_if_modified(|under_way| under_way.remove(&id).is_some());
+        reported
     }
 
     /// Puts a question and waits for the answer.
@@ -412,84 +421,4 @@ fn question_name(kind: &question::Kind) -> &'static str {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn workers() -> (Workers, mpsc::UnboundedReceiver<(NodeName, Progress)>) {
-        let (sender, receiver) = mpsc::unbounded_channel();
-        (Workers::new(sender), receiver)
-    }
-
-    #[test]
-    fn a_clock_that_is_ahead_is_corrected_back() {
-        let clock = measure(1_000, 5_000_000_000_500, 2_000);
-        assert_eq!(clock.correct(5_000_000_000_500), 1_500);
-        assert_eq!(clock.round_trip_ns, 1_000);
-    }
-
-    #[tokio::test]
-    async fn a_call_to_a_lost_worker_ends_as_lost_and_not_as_failed() {
-        let (workers, _progress) = workers();
-        let node = NodeName::from("node1");
-        let (outbox, mut sent) = mpsc::channel(4);
-        let generation = workers.attach(&node, outbox);
-        let asking = {
-            let (workers, node) = (workers.clone(), node.clone());
-            let kind = question::Kind::HasImages(proto::worker::HasImages::default());
-            tokio::spawn(async move { workers.ask(&node, kind, Duration::from_secs(5)).await })
-        };
-        sent.recv().await.expect("the question is sent");
-        workers.detach(&node, generation);
-        let error = asking
-            .await
-            .expect("no panic")
-            .expect_err("no answer can have come");
-        assert!(matches!(error, CallError::Lost { .. }), "{error}");
-    }
-
-    #[tokio::test]
-    async fn an_old_stream_that_ends_late_does_not_end_the_new_one() {
-        let (workers, _progress) = workers();
-        let node = NodeName::from("node1");
-        let old = workers.attach(&node, mpsc::channel(1).0);
-        let _new = workers.attach(&node, mpsc::channel(1).0);
-        workers.detach(&node, old);
-        assert!(workers.connected().contains_key(&node));
-    }
-
-    #[tokio::test]
-    async fn an_answer_reaches_the_one_who_asked() {
-        let (workers, _progress) = workers();
-        let node = NodeName::from("node1");
-        let (outbox, mut sent) = mpsc::channel(4);
-        let generation = workers.attach(&node, outbox);
-        let asking = {
-            let (workers, node) = (workers.clone(), node.clone());
-            let kind = question::Kind::HasImages(proto::worker::HasImages::default());
-            tokio::spawn(async move { workers.ask(&node, kind, Duration::from_secs(5)).await })
-        };
-        let Some(to_worker::Kind::Question(question)) =
-            sent.recv().await.and_then(|message| message.kind)
-        else {
-            panic!("a question was expected");
-        };
-        let images = proto::worker::ImagesState {
-            missing: vec!["a".to_owned()],
-        };
-        let answer = Answer {
-            call: question.call,
-            error: String::new(),
-            kind: Some(answer::Kind::Images(images)),
-        };
-        workers.receive(
-            &node,
-            generation,
-            FromWorker {
-                kind: Some(from_worker::Kind::Answer(answer)),
-            },
-        );
-        assert!(
-            matches!(asking.await.expect("no panic"), Ok(answer::Kind::Images(state)) if state.missing == ["a"])
-        );
-    }
-}
+mod tests;

@@ -50,6 +50,7 @@ fn main() {
     runtime.block_on(story(&arguments));
 }
 
+#[allow(clippy::too_many_lines, reason = "a story is told in one go")]
 async fn story(arguments: &[String]) {
     let [namespace, name, uid, containers, pod_ip, folder, flags @ ..] = arguments else {
         panic!("see the head of the file")

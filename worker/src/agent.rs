@@ -36,11 +36,12 @@ use tokio::{
 use crate::{
     config::Config,
     data::Data,
-    hold::{Holder, now_unix_ns},
+    hold::Holder,
     inspect::Inspector,
     inventory::Surveyor,
     journal::{Entry, Journal, JournalError, StepKey, Urgency},
     metrics::Metrics,
+    spans::now_unix_ns,
 };
 use desk::{Desk, Verdict, Work};
 

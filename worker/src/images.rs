@@ -245,16 +245,7 @@ impl Images {
                     Status::data_loss(error.to_string()),
                 )
             })?;
-            let media_type = document
-                .media_type
-                .clone()
-                .filter(|own| !own.is_empty())
-                .unwrap_or(media_type);
-            let media_type = if media_type.is_empty() {
-                document.usual_media_type()
-            } else {
-                media_type
-            };
+            let media_type = document.own_media_type(media_type);
             if tree.media_type.is_empty() {
                 tree.media_type = media_type.clone();
             }
@@ -424,6 +415,17 @@ impl Document {
             }
             None => true,
         })
+    }
+
+    /// What it calls itself, else what it was called by what led to it, else the usual.
+    fn own_media_type(&self, called: String) -> String {
+        let own = self.media_type.clone().filter(|own| !own.is_empty());
+        let known = own.unwrap_or(called);
+        if known.is_empty() {
+            self.usual_media_type()
+        } else {
+            known
+        }
     }
 
     /// OCI documents may leave their media type out.

@@ -1,4 +1,8 @@
 //! The agent on a real stream: at most once, whatever breaks. Needs no root, no runtime, no kubelet.
+#![allow(
+    clippy::unwrap_used,
+    reason = "what is missing here is a mistake in the test"
+)]
 
 #[path = "orchestrator/mod.rs"]
 #[expect(dead_code, reason = "shared with the example")]

@@ -102,6 +102,9 @@ pub struct PodMigrationStatus {
     /// What was moved.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bytes: Option<StatusBytes>,
+    /// How far the step under way has come, at most once a second.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub progress: Option<StatusProgress>,
     /// When each phase was entered, RFC 3339 with milliseconds.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub phases: Vec<PhaseTime>,
@@ -173,6 +176,18 @@ pub struct StatusBytes {
     pub sent_bytes: u64,
 }
 
+/// How far a step has come.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct StatusProgress {
+    /// save, fetch, rebuild, pull.
+    pub what: String,
+    /// Bytes so far.
+    pub done_bytes: u64,
+    /// Bytes in all, 0 when not known.
+    pub total_bytes: u64,
+}
+
 /// A phase and when it was entered.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
@@ -220,6 +235,10 @@ pub struct StatusCondition {
 }
 
 /// What a node can do, as its worker says. Written by the orchestrator; one object a node, of the node's name.
+#[allow(
+    clippy::duplicated_attributes,
+    reason = "each column has its own type and path"
+)]
 #[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[kube(
     group = "longshore.dev",

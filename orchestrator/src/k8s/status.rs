@@ -16,7 +16,8 @@ use super::resource::{
     StatusPlan, StatusSpan,
 };
 
-/// The whole status. The same migration gives the same status, on every peer.
+/// The whole status but for progress, which the log doesn't know. The same migration gives the same status, on every
+/// peer.
 #[must_use]
 pub fn project(migration: &Migration) -> PodMigrationStatus {
     let plan = migration.plan.as_ref();
@@ -44,6 +45,7 @@ pub fn project(migration: &Migration) -> PodMigrationStatus {
             .checkpoint
             .as_ref()
             .map(|c| bytes(c.raw_bytes, c.stored_bytes)),
+        progress: None,
         phases: migration
             .entered
             .iter()

@@ -158,6 +158,10 @@ impl Act<'_> {
     }
 
     /// Nothing is frozen yet: what can't be told for long is a failure, and nothing of it can run a pod.
+    #[expect(
+        clippy::result_large_err,
+        reason = "an outcome ends a step: made once, copied once"
+    )]
     fn patience(&self, ended: Result<Outcome, Ended>) -> Result<Outcome, Ended> {
         let Err(Ended(Outcome::Unknown(what))) = ended else {
             return ended;

@@ -166,7 +166,17 @@ async fn check(trouble: Option<Trouble>) -> (Phase, usize) {
             seen.rescued_runs && !seen.source_alive && seen.disarmed,
             "{context}"
         ),
-        other => panic!("ended as {other:?}\n{context}"),
+        Phase::Planned
+        | Phase::Preparing
+        | Phase::Holding
+        | Phase::Delivering
+        | Phase::Restoring
+        | Phase::Rescuing
+        | Phase::Retiring
+        | Phase::Releasing
+        | Phase::Refused
+        | Phase::Previewed
+        | Phase::Abandoned => panic!("ended as {:?}\n{context}", ended.phase),
     }
     (ended.phase, seen.effects)
 }

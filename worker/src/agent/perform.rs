@@ -13,10 +13,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     data::{Data, DataError, ProgressFn},
-    hold::{HoldError, Holder, Timeline, now_unix_ns},
+    hold::{HoldError, Holder, Timeline},
     inspect::Inspector,
     journal::{Entry, Journal, StepKey, StepKind, Urgency},
     metrics::Metrics,
+    spans::now_unix_ns,
 };
 
 /// Performs steps and answers questions.

@@ -40,11 +40,12 @@ use crate::{
     containerd::{Containerd, TaskState},
     data::{Data, ProgressFn, Saved},
     journal::{Archive, Entry, HoldFacts, Journal, StepKey, Urgency},
+    spans::now_unix_ns,
 };
 
 pub use error::HoldError;
 pub use sight::{Sight, see};
-pub use timeline::{Timeline, now_unix_ns};
+pub use timeline::Timeline;
 
 /// A checkpoint call that was given up and whose dump was ended answers at once; longer than this, nobody knows.
 const ANSWER_AFTER_END_MAX: Duration = Duration::from_secs(3);

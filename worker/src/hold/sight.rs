@@ -149,7 +149,10 @@ mod tests {
         }
     }
 
-    fn sight(seen: &[(&str, &str, Option<(TaskState, u32)>)]) -> Sight {
+    /// Name, id, and the task if there is one.
+    type Seen<'a> = (&'a str, &'a str, Option<(TaskState, u32)>);
+
+    fn sight(seen: &[Seen<'_>]) -> Sight {
         let containers = seen.iter().map(|(name, id, task)| {
             let container = Container {
                 id: (*id).into(),

@@ -1,19 +1,10 @@
 //! Where the time of a step goes: spans by this node's clock, collected while it runs.
 
-use std::{
-    collections::BTreeMap,
-    time::{SystemTime, UNIX_EPOCH},
-};
+use std::collections::BTreeMap;
 
 use proto::worker::Span;
 
-/// Nanoseconds since 1970 by this node's clock.
-pub fn now_unix_ns() -> u64 {
-    let since = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
-    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
-}
+use crate::spans::now_unix_ns;
 
 /// The spans of one step, in the order of their ends.
 #[derive(Debug, Default)]

@@ -211,6 +211,20 @@ fn of_process(
     }
 }
 
+fn of_volume(what: &str, file: &OpenFile) -> Option<Finding> {
+    let (message, remedy) = match file.volume.as_deref()? {
+        "configmap" | "secret" | "projected" | "downward-api" => (
+            format!("{what}, on a volume whose folder has another name on the target"),
+            "let the program close the file after reading it",
+        ),
+        kind => (
+            format!("{what}, on a volume ({kind}) whose content does not move"),
+            "close the file, or keep it in the container's own file system",
+        ),
+    };
+    Some(refuse("VolumeFileOpen", message, remedy))
+}
+
 fn of_file(
     container: &Container,
     process: &Process,
@@ -273,19 +287,7 @@ fn of_file(
     if names_disk && file.target.ends_with(" (deleted)") {
         of_deleted(&what, file, ghost_limit_bytes, findings);
     }
-    match file.volume.as_deref() {
-        Some("configmap" | "secret" | "projected" | "downward-api") => findings.push(refuse(
-            "VolumeFileOpen",
-            format!("{what}, on a volume whose folder has another name on the target"),
-            "let the program close the file after reading it",
-        )),
-        Some(kind) => findings.push(refuse(
-            "VolumeFileOpen",
-            format!("{what}, on a volume ({kind}) whose content does not move"),
-            "close the file, or keep it in the container's own file system",
-        )),
-        None => {}
-    }
+    findings.extend(of_volume(&what, file));
     if names_disk && file.target.ends_with("-journal") {
         findings.push(finding(
             Severity::Warn,

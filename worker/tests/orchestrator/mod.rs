@@ -1,4 +1,9 @@
 //! A tiny orchestrator: takes one worker at a time, asks what it is told to, and hands back what comes.
+#![allow(
+    clippy::unwrap_used,
+    clippy::wildcard_enum_match_arm,
+    reason = "only tests use it: what is missing ends them, what else is said is passed over"
+)]
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -15,17 +20,20 @@ use tonic::{Request, Response, Status, Streaming};
 /// Nothing here takes longer.
 const PATIENCE: Duration = Duration::from_secs(120);
 
+/// The stream to the worker that said hello last.
+type Line = Arc<Mutex<Option<mpsc::Sender<Result<ToWorker, Status>>>>>;
+
 /// The seat of the orchestrator.
 pub struct Desk {
     pub address: SocketAddr,
     heard: mpsc::Receiver<from_worker::Kind>,
-    line: Arc<Mutex<Option<mpsc::Sender<Result<ToWorker, Status>>>>>,
+    line: Line,
     call: u64,
 }
 
 struct Service {
     heard: mpsc::Sender<from_worker::Kind>,
-    line: Arc<Mutex<Option<mpsc::Sender<Result<ToWorker, Status>>>>>,
+    line: Line,
 }
 
 #[tonic::async_trait]

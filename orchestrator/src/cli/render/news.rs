@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use super::{table::sentence, units};
 use crate::{
     cli::verdict::{self, Standing},
-    k8s::resource::{PodMigration, StatusFinding},
+    k8s::resource::{PodMigration, StatusFinding, StatusProgress},
 };
 
 /// Remembers what was told.
@@ -73,11 +73,27 @@ pub fn live(object: &PodMigration) -> String {
     } else {
         ""
     };
+    let progress = status.progress.as_ref().map(moved).unwrap_or_default();
     match verdict::standing(&status) {
         Standing::Asked => "waiting to be taken up".to_owned(),
-        Standing::In(phase) => format!("{phase}{doubt}: {}", verdict::explained(phase)),
+        Standing::In(phase) => {
+            format!("{phase}{doubt}: {}{progress}", verdict::explained(phase))
+        }
         Standing::Unreadable(word) => format!("{word}{doubt}"),
     }
+}
+
+fn moved(progress: &StatusProgress) -> String {
+    let StatusProgress {
+        what,
+        done_bytes,
+        total_bytes,
+    } = progress;
+    let of = match total_bytes {
+        0 => String::new(),
+        total => format!(" of {}", units::bytes(*total)),
+    };
+    format!(" ({what}: {}{of})", units::bytes(*done_bytes))
 }
 
 #[expect(clippy::cast_precision_loss, reason = "shown with two decimals")]
@@ -89,6 +105,26 @@ fn seconds(micros: u64) -> f64 {
 mod tests {
     use super::*;
     use crate::cli::golden;
+
+    #[test]
+    fn the_live_line_says_how_far_a_step_has_come() {
+        let mut object = golden::recorded("in-doubt");
+        let progress = |total_bytes| StatusProgress {
+            what: "save".to_owned(),
+            done_bytes: 2048,
+            total_bytes,
+        };
+        let mut line = |progress| {
+            if let Some(status) = &mut object.status {
+                status.progress = Some(progress);
+            }
+            live(&object)
+        };
+        let known = line(progress(4096));
+        assert!(known.ends_with(" (save: 2.0KiB of 4.0KiB)"), "{known}");
+        let unknown = line(progress(0));
+        assert!(unknown.ends_with(" (save: 2.0KiB)"), "{unknown}");
+    }
 
     #[test]
     fn nothing_is_told_twice_and_nothing_is_skipped() {

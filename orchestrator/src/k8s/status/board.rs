@@ -12,19 +12,25 @@ use kube::{
 };
 use orchestrator_core::{id::MigrationId, migration::Migration, state::State};
 use serde_json::{Map, Value, json};
-use tokio::sync::watch;
+use tokio::{sync::watch, time::Instant};
 
 use super::project;
-use crate::k8s::{
-    call::{CallError, bounded, if_there},
-    events::Events,
-    intake::forget,
-    pods::FIELD_MANAGER,
-    resource::PodMigration,
+use crate::{
+    k8s::{
+        call::{CallError, bounded, if_there},
+        events::Events,
+        intake::forget,
+        pods::FIELD_MANAGER,
+        resource::{PodMigration, PodMigrationStatus, StatusProgress},
+    },
+    workers::UnderWay,
 };
 
 /// Failed writes are made up for after this long when no new state comes: a hiccup of the API server takes seconds.
 const AGAIN_AFTER: Duration = Duration::from_secs(5);
+
+/// Progress alone makes a write no more often than this: the API server has other work.
+const PROGRESS_EVERY: Duration = Duration::from_secs(1);
 
 /// What an object shows, as far as we know.
 struct Shown {
@@ -33,6 +39,9 @@ struct Shown {
     deleting: bool,
     /// The object is gone: nothing to show any more.
     gone: bool,
+    /// What the status was made from: while these are the same, nothing has to be looked at.
+    of: Option<Arc<Migration>>,
+    progress: Option<StatusProgress>,
 }
 
 /// Writes status and events.
@@ -58,12 +67,15 @@ impl Board {
         mut self,
         mut states: watch::Receiver<Arc<State>>,
         mut leads: watch::Receiver<bool>,
+        mut progress: watch::Receiver<UnderWay>,
     ) {
+        let mut progress_from = Instant::now();
         loop {
             let mut complete = true;
             if *leads.borrow_and_update() {
                 let state = states.borrow_and_update().clone();
-                complete = self.show(&state).await;
+                let under_way = progress.borrow_and_update().clone();
+                complete = self.show(&state, &under_way).await;
             } else {
                 self.shown.clear();
             }
@@ -73,20 +85,28 @@ impl Board {
                     false => tokio::time::sleep(AGAIN_AFTER).await,
                 }
             };
+            let moved = async {
+                tokio::time::sleep_until(progress_from).await;
+                progress.changed().await
+            };
             tokio::select! {
                 changed = states.changed() => if changed.is_err() { return },
                 changed = leads.changed() => if changed.is_err() { return },
+                changed = moved => match changed {
+                    Ok(()) => progress_from = Instant::now() + PROGRESS_EVERY,
+                    Err(_) => return,
+                },
                 () = again => {}
             }
         }
     }
 
     /// Shows this state; false when something could not be written.
-    pub async fn show(&mut self, state: &State) -> bool {
+    pub async fn show(&mut self, state: &State, under_way: &UnderWay) -> bool {
         self.shown.retain(|id, _| state.migrations.contains_key(id));
         let mut complete = true;
         for migration in state.migrations.values() {
-            if let Err(error) = self.show_one(migration).await {
+            if let Err(error) = self.show_one(migration, under_way).await {
                 tracing::warn!(migration = %migration.id, %error, "its status was not written");
                 complete = false;
             }
@@ -94,8 +114,20 @@ impl Board {
         complete
     }
 
-    async fn show_one(&mut self, migration: &Migration) -> Result<(), CallError> {
-        let wanted = fields(migration);
+    async fn show_one(
+        &mut self,
+        migration: &Arc<Migration>,
+        under_way: &UnderWay,
+    ) -> Result<(), CallError> {
+        let progress = progress(migration, under_way);
+        let same = |shown: &Shown| {
+            let of = shown.of.as_ref();
+            of.is_some_and(|of| Arc::ptr_eq(of, migration)) && shown.progress == progress
+        };
+        if self.shown.get(&migration.id).is_some_and(same) {
+            return Ok(());
+        }
+        let wanted = fields(migration, progress.clone());
         // Not put back after an error: what the object shows is read anew then.
         let mut shown = match self.shown.remove(&migration.id) {
             Some(shown) => shown,
@@ -113,6 +145,8 @@ impl Board {
             forget(&self.client, &migration.id, &migration.object).await?;
             shown.gone = true;
         }
+        shown.of = Some(Arc::clone(migration));
+        shown.progress = progress;
         self.shown.insert(migration.id.clone(), shown);
         Ok(())
     }
@@ -129,6 +163,8 @@ impl Board {
                 status: Map::new(),
                 deleting: false,
                 gone: true,
+                of: None,
+                progress: None,
             });
         };
         let deleting = found.metadata.deletion_timestamp.is_some();
@@ -141,6 +177,8 @@ impl Board {
             status,
             deleting,
             gone: false,
+            of: None,
+            progress: None,
         })
     }
 
@@ -170,12 +208,29 @@ impl Board {
                 .as_ref()
                 .is_some_and(|o| o.metadata.deletion_timestamp.is_some()),
             gone: written.is_none(),
+            of: None,
+            progress: None,
         })
     }
 }
 
-fn fields(migration: &Migration) -> Map<String, Value> {
-    match serde_json::to_value(project(migration)) {
+/// Of the phase as it was entered last, and no other's.
+fn progress(migration: &Migration, under_way: &UnderWay) -> Option<StatusProgress> {
+    let said = under_way.get(&migration.id)?;
+    let current = said.revision == migration.revision.0 && !migration.phase.ended();
+    current.then(|| StatusProgress {
+        what: said.what.clone(),
+        done_bytes: said.done,
+        total_bytes: said.total,
+    })
+}
+
+fn fields(migration: &Migration, progress: Option<StatusProgress>) -> Map<String, Value> {
+    let status = PodMigrationStatus {
+        progress,
+        ..project(migration)
+    };
+    match serde_json::to_value(status) {
         Ok(Value::Object(fields)) => fields,
         other => unreachable!("a status is a JSON object of strings and numbers: {other:?}"),
     }

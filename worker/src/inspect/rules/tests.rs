@@ -243,6 +243,6 @@ fn system_v_objects_are_refused_only_where_containers_share_them() {
         sysv_objects: 1,
         ..Container::default()
     };
-    assert!(codes_of(&[one.clone()]).is_empty());
+    assert!(codes_of(std::slice::from_ref(&one)).is_empty());
     assert_eq!(codes_of(&[one.clone(), one]), ["SystemVIpc"]);
 }
