@@ -253,6 +253,23 @@ impl PodCgroup {
         self.settle(true).await
     }
 
+    /// Freezes one container by itself, as its runtime's pause does: the runtime looks at nothing else.
+    pub async fn freeze_container(&self, id: &str) -> Result<(), CgroupError> {
+        let named = |folder: &PathBuf| {
+            folder
+                .file_name()
+                .is_some_and(|name| name.to_string_lossy().contains(id))
+        };
+        for folder in folders_in(&self.folder)?.into_iter().filter(named) {
+            let container = Self {
+                folder,
+                ..self.clone()
+            };
+            container.settle(true).await?;
+        }
+        Ok(())
+    }
+
     /// Lets everything in it go on that is not frozen on its own. Repeating this is harmless.
     pub async fn thaw(&self) -> Result<(), CgroupError> {
         self.settle(false).await

@@ -62,8 +62,9 @@ fn pretty(value: &Value) -> Result<Vec<u8>> {
 
 /// The options CRIU is given by runc, on a node prepared for checkpoints as Longshore's documentation asks for:
 /// connections are closed (the peer's other end is not moved with the pod), connections just being made are dropped,
-/// file locks are kept, and files deleted while open may be up to 64 MiB.
-const CRIU: &str = "tcp-close\nskip-in-flight\nfile-locks\nghost-limit 64M\n";
+/// file locks are kept, and files deleted while open may be up to 64 MiB. The network is not locked: closed connections
+/// need no lock, and one left behind by a dump that was ended would keep the pod from hearing anybody ever again.
+const CRIU: &str = "tcp-close\nnetwork-lock skip\nskip-in-flight\nfile-locks\nghost-limit 64M\n";
 
 fn containerd() -> String {
     // oom: a node in a namespace may not lower its processes' score below its own.

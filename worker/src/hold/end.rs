@@ -17,6 +17,8 @@ use crate::{
 /// containerd needs some ten milliseconds to notice the end of a killed process; the shim of a busy node more.
 const GONE_MAX: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(100);
+/// runc's word for a container that is not frozen.
+const NOT_PAUSED: &str = "container not paused";
 /// Where the kubelet puts archives, below its own folder.
 const KUBELET_CHECKPOINTS: &str = "/var/lib/kubelet/checkpoints";
 
@@ -52,7 +54,7 @@ impl Holder {
             })
             .collect();
         for id in &paused {
-            self.containerd.resume(id).await?;
+            self.resume(&pod.uid, id).await?;
         }
         let resumed_unix_ns = now_unix_ns();
         timeline.ended("resume", start);
@@ -76,6 +78,22 @@ impl Holder {
             detail,
             resumed_unix_ns,
         })
+    }
+
+    /// Undoes lock 1. A dump that was ended midway leaves the container thawed while containerd still counts it as
+    /// paused, and its runtime resumes only what is frozen: then it is frozen again for that moment.
+    async fn resume(&self, uid: &str, id: &str) -> Result<(), HoldError> {
+        let Err(error) = self.containerd.resume(id).await else {
+            return Ok(());
+        };
+        let cgroup = self.cgroups.find(uid)?;
+        match cgroup.filter(|_| error.to_string().contains(NOT_PAUSED)) {
+            Some(cgroup) => {
+                cgroup.freeze_container(id).await?;
+                Ok(self.containerd.resume(id).await?)
+            }
+            None => Err(error.into()),
+        }
     }
 
     /// Ends every process of the pod and waits until containerd has no running task of it.

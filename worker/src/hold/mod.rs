@@ -32,11 +32,12 @@ use std::{
 };
 
 use proto::worker::{Container, HeldCheckpoint, Hold, HoldState, Pod};
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     cgroup::{Cgroups, PodCgroup},
-    checkpoint::{Checkpointer, Subject, dump, proof},
+    checkpoint::{CheckpointError, Checkpointer, Subject, dump, proof},
     containerd::{Containerd, TaskState},
     data::{Data, ProgressFn, Saved},
     journal::{Archive, Entry, HoldFacts, Journal, StepKey, Urgency},
@@ -67,6 +68,15 @@ pub struct Holder {
     pub proc: PathBuf,
 }
 
+/// The archive of a call that was given up, once it is there: nobody else knows its name. One that
+/// comes after the worker's end stays in the kubelet's folder.
+async fn discard(call: JoinHandle<Result<PathBuf, CheckpointError>>) {
+    let Ok(Ok(path)) = call.await else { return };
+    if let Err(error) = tokio::fs::remove_file(&path).await {
+        tracing::warn!(path = %path.display(), %error, "the archive of a dump that was given up stays");
+    }
+}
+
 /// One hold on its way.
 struct Attempt<'a> {
     holder: &'a Holder,
@@ -75,6 +85,8 @@ struct Attempt<'a> {
     facts: HoldFacts,
     budget: Duration,
     timeline: &'a mut Timeline,
+    /// A newer step of the migration is wanted.
+    superseded: &'a CancellationToken,
 }
 
 impl Holder {
@@ -108,13 +120,12 @@ impl Holder {
             facts,
             budget,
             timeline,
+            superseded,
         };
         attempt.still(TaskState::Paused, "after pausing").await?;
         let archives = attempt.dump_all(known.archives).await?;
-        let cgroup = attempt.freeze(superseded).await?;
-        let saved = attempt
-            .save(request, &archives, data, progress, superseded)
-            .await?;
+        let cgroup = attempt.freeze().await?;
+        let saved = attempt.save(request, &archives, data, progress).await?;
         attempt.both_locks(&cgroup, "after storing").await?;
         let Saved {
             manifest_key,
@@ -296,8 +307,11 @@ impl Attempt<'_> {
         Ok(path)
     }
 
-    /// One call, bounded by what is left of the budget. Given up, its dump is ended: it may hang, and then holds the
-    /// container in a way that no thaw undoes.
+    /// One call, bounded by what is left of the budget and by the next step. Given up, its dump is ended: it may hang,
+    /// and then holds the container in a way that no thaw undoes.
+    ///
+    /// Superseded by a release, nobody waits for the kubelet's answer: with no dump left it only packs files, which is
+    /// no reason for the pod to stand still.
     async fn call(&self, container: &Container) -> Result<PathBuf, HoldError> {
         let subject = Subject {
             namespace: self.pod.namespace.clone(),
@@ -305,19 +319,28 @@ impl Attempt<'_> {
             container: container.name.clone(),
             container_id: container.container_id.clone(),
         };
-        let mut call = self.holder.checkpointer.checkpoint(&subject);
-        if let Ok(answer) = tokio::time::timeout(self.left()?, &mut call).await {
-            return Ok(answer?);
+        if self.superseded.is_cancelled() {
+            return Err(HoldError::Superseded);
         }
+        let checkpointer = Arc::clone(&self.holder.checkpointer);
+        let mut call = tokio::spawn(async move { checkpointer.checkpoint(&subject).await });
+        let (given_up, patience) = tokio::select! {
+            answer = tokio::time::timeout(self.left()?, &mut call) => match answer {
+                Ok(answer) => return Ok(answer.map_err(|_| HoldError::Interrupted)??),
+                Err(_) => (
+                    HoldError::OverBudget { doing: "dumping", budget: self.budget },
+                    ANSWER_AFTER_END_MAX,
+                ),
+            },
+            () = self.superseded.cancelled() => (HoldError::Superseded, Duration::ZERO),
+        };
         let ended = dump::end(&container.container_id).await;
-        let answered = tokio::time::timeout(ANSWER_AFTER_END_MAX, call)
-            .await
-            .is_ok();
-        match ended && answered {
-            true => Err(HoldError::OverBudget {
-                doing: "dumping",
-                budget: self.budget,
-            }),
+        let answered = tokio::time::timeout(patience, &mut call).await.is_ok();
+        if !answered {
+            tokio::spawn(discard(call));
+        }
+        match ended && (answered || patience.is_zero()) {
+            true => Err(given_up),
             false => Err(HoldError::DumpStuck {
                 container: container.name.clone(),
             }),
@@ -327,7 +350,10 @@ impl Attempt<'_> {
     async fn prove(&self, container: &Container, path: &Path) -> Result<proof::Proof, HoldError> {
         let file = path.to_owned();
         let reading = tokio::task::spawn_blocking(move || proof::read(&file));
-        let proof = reading.await.map_err(|_| HoldError::Interrupted)??;
+        let proof = tokio::select! {
+            proof = reading => proof.map_err(|_| HoldError::Interrupted)??,
+            () = self.superseded.cancelled() => return Err(HoldError::Superseded),
+        };
         if proof.container_id != container.container_id {
             return Err(HoldError::OtherContainer {
                 archive: path.to_owned(),
@@ -339,8 +365,8 @@ impl Attempt<'_> {
     }
 
     /// Lock 2.
-    async fn freeze(&mut self, superseded: &CancellationToken) -> Result<PodCgroup, HoldError> {
-        if superseded.is_cancelled() {
+    async fn freeze(&mut self) -> Result<PodCgroup, HoldError> {
+        if self.superseded.is_cancelled() {
             return Err(HoldError::Superseded);
         }
         let start = now_unix_ns();
@@ -385,7 +411,6 @@ impl Attempt<'_> {
         archives: &[(String, PathBuf)],
         data: &dyn Data,
         progress: &ProgressFn,
-        superseded: &CancellationToken,
     ) -> Result<Saved, HoldError> {
         let saving = data.save(self.migration, &request.store_prefix, archives, progress);
         tokio::select! {
@@ -393,7 +418,7 @@ impl Attempt<'_> {
                 Ok(saved) => Ok(saved?),
                 Err(_) => Err(HoldError::OverBudget { doing: "storing", budget: self.budget }),
             },
-            () = superseded.cancelled() => Err(HoldError::Superseded),
+            () = self.superseded.cancelled() => Err(HoldError::Superseded),
         }
     }
 

@@ -21,6 +21,7 @@ struct Bench {
     shared: Shared,
     holder: Holder,
     folder: tempfile::TempDir,
+    superseded: CancellationToken,
 }
 
 impl Bench {
@@ -62,6 +63,7 @@ impl Bench {
             shared,
             holder,
             folder,
+            superseded: CancellationToken::new(),
         }
     }
 
@@ -87,7 +89,6 @@ impl Bench {
             revision: 5,
             kind: StepKind::Hold,
         };
-        let token = CancellationToken::new();
         holder
             .hold(
                 &key,
@@ -95,7 +96,7 @@ impl Bench {
                 &self.shared,
                 &mut Timeline::default(),
                 &|_, _, _| {},
-                &token,
+                &self.superseded,
             )
             .await
     }
@@ -225,6 +226,27 @@ async fn a_dump_that_takes_longer_than_the_budget_fails_in_time() {
 }
 
 #[tokio::test]
+async fn a_newer_step_ends_the_dump_at_once_and_its_archive_is_removed_when_it_comes() {
+    let bench = Bench::new();
+    bench.shared.world().dump = Duration::from_secs(1);
+    let superseded = bench.superseded.clone();
+    tokio::spawn(async move {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        superseded.cancel();
+    });
+    let start = Instant::now();
+    let error = bench.hold().await.unwrap_err();
+    assert!(matches!(error, HoldError::Superseded), "{error}");
+    assert!(start.elapsed() < Duration::from_millis(800));
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let archives = fs::read_dir(bench.folder.path())
+        .unwrap()
+        .flatten()
+        .filter(|entry| entry.path().extension().is_some_and(|ext| ext == "tar"));
+    assert_eq!(archives.count(), 0);
+}
+
+#[tokio::test]
 async fn a_restarted_worker_goes_on_with_the_archives_it_has() {
     let bench = Bench::new();
     let error = bench
@@ -301,6 +323,21 @@ async fn a_release_thaws_before_it_resumes_removes_the_archives_and_may_be_repea
             .holds()
             .is_empty()
     );
+}
+
+#[tokio::test]
+async fn a_container_that_an_ended_dump_left_thawed_is_resumed_all_the_same() {
+    let bench = Bench::new();
+    bench.hold().await.unwrap();
+    let own = bench
+        .folder
+        .path()
+        .join(format!("freezer/kubepods/pod{UID}/id-web"));
+    fs::create_dir(&own).unwrap();
+    fs::write(own.join("freezer.state"), "THAWED").unwrap();
+    bench.shared.world().thawed = Some("id-web".to_owned());
+    let released = bench.release().await;
+    assert!(released.was_held && released.running, "{released:?}");
 }
 
 #[tokio::test]

@@ -38,6 +38,8 @@ pub(super) struct World {
     pub dump: Duration,
     /// Archives say that they are of this container.
     pub archives_claim: Option<String>,
+    /// A dump of this container was ended midway: it resumes only once it is frozen again.
+    pub thawed: Option<String>,
     pub folder: PathBuf,
 }
 
@@ -113,6 +115,14 @@ impl tasks_server::Tasks for Shared {
         let frozen = self.freezer();
         let id = request.into_inner().container_id;
         let mut world = self.world();
+        let state = world
+            .folder
+            .join(format!("freezer/kubepods/pod{UID}/{id}/freezer.state"));
+        if world.thawed.as_ref() == Some(&id) && fs::read_to_string(state).unwrap() != "FROZEN" {
+            return Err(Status::unknown(
+                "runc did not terminate successfully: container not paused",
+            ));
+        }
         world.log.push(format!("resume {id} under {frozen}"));
         world.states.insert(id, tasks::Status::Running);
         Ok(Response::new(()))
