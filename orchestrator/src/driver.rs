@@ -122,7 +122,10 @@ impl Driver {
                 let started_ns = crate::workers::unix_ns();
                 let (outcome, mut spans) = perform.perform(&due, &migration).await;
                 tracing::info!(migration = %due.id, revision = %due.revision, step = ?due.step, ?outcome, "a step ended");
-                spans.push(phase_span(migration.phase, started_ns));
+                // The phase itself says how long a step took that ended; one that is asked again shows each time.
+                if matches!(outcome, Outcome::Unknown(_)) {
+                    spans.push(attempt(started_ns));
+                }
                 let command = Command::Report { id: due.id, revision: due.revision, outcome, at_ms: unix_ms(), spans };
                 propose.propose(command).await;
                 ended
@@ -241,9 +244,9 @@ fn overdue(migration: &Migration, now_ms: UnixMs) -> Option<Finding> {
     })
 }
 
-fn phase_span(phase: Phase, start_unix_ns: u64) -> Span {
+fn attempt(start_unix_ns: u64) -> Span {
     Span {
-        name: phase.to_string(),
+        name: "attempt, outcome unknown".to_owned(),
         place: "orchestrator".to_owned(),
         parent: String::new(),
         start_unix_ns,

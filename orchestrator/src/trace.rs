@@ -93,6 +93,7 @@ pub fn plan(migration: &Migration) -> Vec<Piece> {
     let root = span_id(&migration.id, "");
     let phases = phases(migration);
     let mut pieces = vec![root_piece(migration, root)];
+    pieces.extend(freeze_piece(migration, root));
     pieces.extend(phases.iter().map(|(_, piece)| piece.clone()));
     let phase_of = |span: &Span| {
         phases
@@ -132,6 +133,20 @@ pub fn plan(migration: &Migration) -> Vec<Piece> {
         });
     }
     pieces
+}
+
+/// The freeze: from one node to the other, so it hangs below the root.
+fn freeze_piece(migration: &Migration, root: [u8; 8]) -> Option<Piece> {
+    let (start_unix_ns, end_unix_ns) = migration.freeze()?;
+    Some(Piece {
+        id: span_id(&migration.id, "freeze"),
+        parent: root,
+        name: "freeze".to_owned(),
+        place: ORCHESTRATOR.to_owned(),
+        start_unix_ns,
+        end_unix_ns,
+        attributes: BTreeMap::new(),
+    })
 }
 
 /// Every phase that lasted, from its entry to the next one's, with its place among those entered.

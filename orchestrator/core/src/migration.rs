@@ -330,12 +330,19 @@ impl Migration {
         }
     }
 
-    /// Paused until restored: milliseconds, once both are known.
+    /// From the pause to the restored pod's running, nanoseconds since 1970, once both are known.
     #[must_use]
-    pub fn freeze_ms(&self) -> Option<u64> {
+    pub fn freeze(&self) -> Option<(u64, u64)> {
         let paused = self.checkpoint.as_ref()?.paused_unix_ns;
         let running = self.restored.as_ref()?.running_unix_ns;
-        Some(running.saturating_sub(paused) / 1_000_000)
+        Some((paused, running.max(paused)))
+    }
+
+    /// How long that was, in milliseconds.
+    #[must_use]
+    pub fn freeze_ms(&self) -> Option<u64> {
+        self.freeze()
+            .map(|(paused, running)| (running - paused) / 1_000_000)
     }
 
     /// What this outcome makes of the phase. The caller has checked the revision.

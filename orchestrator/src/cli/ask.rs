@@ -19,10 +19,8 @@ use super::{
     render::summary::summary,
     verdict::{self, EXIT_DONE, EXIT_IN_DOUBT},
 };
-use crate::k8s::resource::{PodMigration, PodMigrationSpec};
+use crate::k8s::resource::{PodMigration, PodMigrationSpec, REQUESTED_AT};
 
-/// When the user pressed Enter, nanoseconds since 1970: the trace begins there.
-pub const REQUESTED_AT: &str = "longshore.dev/requested-at";
 /// What a client saw while the pod moved (`--probe`).
 pub const DOWNTIME: &str = "longshore.dev/downtime";
 /// A plan needs two answers from workers, seconds at most.

@@ -28,8 +28,11 @@ use tokio::sync::mpsc;
 use super::{
     call::{CallError, bounded, if_there},
     pods::FIELD_MANAGER,
-    resource::{FINALIZER, PodMigration},
+    resource::{FINALIZER, PodMigration, REQUESTED_AT},
 };
+
+/// Creation times are cut to the second, and a user's clock is a little off.
+const NOTE_TRUSTED_MS: u64 = 2_000;
 
 /// What an object asks for.
 #[derive(Clone, Debug, PartialEq)]
@@ -54,7 +57,7 @@ pub struct Asked {
     pub object: PodRef,
     /// Its spec.
     pub request: Request,
-    /// When the object was made, milliseconds since 1970, to the second: the trace's beginning.
+    /// When it was asked for, milliseconds since 1970: the trace's beginning.
     pub asked_ms: u64,
     /// The phase its status shows, "" at first. Shown but unknown to the log: the log was lost.
     pub phase_shown: String,
@@ -142,11 +145,19 @@ fn place(object: &PodMigration) -> PodRef {
     }
 }
 
+/// As the asker noted it. Without a note, or with one that the API server's clock contradicts, it is the second in
+/// which the object was made.
 fn asked_ms(object: &PodMigration) -> u64 {
     let created = object.metadata.creation_timestamp.as_ref();
-    created
+    let created_ms = created
         .and_then(|time| u64::try_from(time.0.as_millisecond()).ok())
-        .unwrap_or(0)
+        .unwrap_or(0);
+    let noted = object.annotations().get(REQUESTED_AT);
+    noted
+        .and_then(|text| text.parse::<u64>().ok())
+        .map(|ns| ns / 1_000_000)
+        .filter(|noted_ms| noted_ms.abs_diff(created_ms) <= NOTE_TRUSTED_MS)
+        .unwrap_or(created_ms)
 }
 
 /// The spec as the planner reads it.
@@ -260,6 +271,21 @@ mod tests {
             (Some(60_000), Some(900))
         );
         assert_eq!(asked.asked_ms, 1_767_225_601_000);
+    }
+
+    #[test]
+    fn the_askers_own_time_counts_unless_it_cannot_be_true() {
+        let asked = |noted: &str| {
+            let mut object = object(ours(), "");
+            object
+                .annotations_mut()
+                .insert(REQUESTED_AT.to_owned(), noted.to_owned());
+            asked_ms(&object)
+        };
+        assert_eq!(asked("1767225601640000000"), 1_767_225_601_640);
+        // A day off, and no number.
+        assert_eq!(asked("1767312001640000000"), 1_767_225_601_000);
+        assert_eq!(asked("yesterday"), 1_767_225_601_000);
     }
 
     #[test]

@@ -13,6 +13,9 @@ pub const GROUP: &str = "longshore.dev";
 /// Keeps a `PodMigration` until its end is known.
 pub const FINALIZER: &str = "longshore.dev/migration";
 
+/// The annotation that says when the user pressed Enter, nanoseconds since 1970: the trace begins there.
+pub const REQUESTED_AT: &str = "longshore.dev/requested-at";
+
 /// Asks for a migration. Deleting the object asks for an abort.
 #[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[kube(

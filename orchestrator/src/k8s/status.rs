@@ -52,7 +52,7 @@ pub fn project(migration: &Migration) -> PodMigrationStatus {
                 entered: rfc3339(*at_ms),
             })
             .collect(),
-        trace: migration.spans.iter().map(span).collect(),
+        trace: trace(migration),
         conditions: conditions(migration),
     }
 }
@@ -115,6 +115,20 @@ fn bytes(checkpoint: u64, sent: u64) -> StatusBytes {
         checkpoint_bytes: checkpoint,
         sent_bytes: sent,
     }
+}
+
+/// What was measured, and the freeze, which spans both nodes and is nobody's own span.
+fn trace(migration: &Migration) -> Vec<StatusSpan> {
+    let freeze = migration.freeze().map(|(paused, running)| StatusSpan {
+        name: "freeze".to_owned(),
+        start_micros: paused / 1000,
+        end_micros: running / 1000,
+        ..StatusSpan::default()
+    });
+    freeze
+        .into_iter()
+        .chain(migration.spans.iter().map(span))
+        .collect()
 }
 
 fn span(span: &Span) -> StatusSpan {

@@ -354,7 +354,7 @@ impl Attempt<'_> {
             .await?;
         cgroup.freeze().await?;
         self.both_locks(&cgroup, "after freezing").await?;
-        self.timeline.ended("freeze", start);
+        self.timeline.ended("freeze pod cgroup", start);
         Ok(cgroup)
     }
 
