@@ -33,13 +33,19 @@ pub struct Arguments {
 #[derive(Args, Clone, Debug)]
 pub struct Access {
     /// The kubeconfig file [default: $KUBECONFIG, then ~/.kube/config]
-    #[arg(long, global = true, value_name = "FILE")]
+    #[arg(long, global = true, value_name = "FILE", help_heading = "Cluster")]
     pub kubeconfig: Option<PathBuf>,
     /// The kubeconfig's context [default: its current one]
-    #[arg(long, global = true, value_name = "NAME")]
+    #[arg(long, global = true, value_name = "NAME", help_heading = "Cluster")]
     pub context: Option<String>,
     /// The namespace [default: the context's]
-    #[arg(short, long, global = true, value_name = "NAME")]
+    #[arg(
+        short,
+        long,
+        global = true,
+        value_name = "NAME",
+        help_heading = "Cluster"
+    )]
     pub namespace: Option<String>,
 }
 

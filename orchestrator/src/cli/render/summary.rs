@@ -167,9 +167,10 @@ pub fn downtime(object: &PodMigration) -> Option<&str> {
 
 /// `812ms of at most 30.00s (predicted 900ms)`, as much of it as is known.
 pub fn freeze(status: &PodMigrationStatus) -> Option<String> {
-    let mut text = match (&status.freeze, status.freeze_milliseconds) {
-        (Some(shown), _) => shown.clone(),
-        (None, Some(ms)) => units::milliseconds(ms),
+    // Exactly, for it is compared with the prediction behind it; the status' own text is for tables.
+    let mut text = match (status.freeze_milliseconds, &status.freeze) {
+        (Some(ms), _) => units::milliseconds(ms),
+        (None, Some(shown)) => shown.clone(),
         (None, None) => return None,
     };
     if let Some(plan) = &status.plan {
