@@ -1,8 +1,12 @@
-//! Ending a dump that does not end by itself.
+//! The end of a dump that nobody waits for any more.
 //!
-//! CRIU can hang while it seizes a process (a stopped one, for example), and then the container stays frozen whatever
-//! containerd is told. The way back is to end CRIU: its hold on the processes ends with it. It runs as the child of
-//! `runc checkpoint … CONTAINER`, and that command line is how it is found.
+//! A dump that moves is waited for, however long it takes: CRIU has code of its own in the processes it dumps, and
+//! killed in the middle it would leave it there, so that they could never run again. But CRIU can also hang while it
+//! seizes a process (a stopped one, for example), and then the container stays frozen whatever containerd is told.
+//! There the way back is to kill CRIU: its hold on the processes ends with it, and nothing of it is in them yet. What
+//! neither computes nor reads nor writes for a while, hangs.
+//!
+//! It runs as the child of `runc checkpoint … CONTAINER`, and that command line is how it is found.
 
 use std::{fs, path::Path, time::Duration};
 
@@ -11,6 +15,8 @@ use rustix::process::{Pid, Signal, kill_process};
 /// A killed process is gone in milliseconds, unless the kernel holds it.
 const GONE_MAX: Duration = Duration::from_secs(3);
 const POLL: Duration = Duration::from_millis(20);
+/// A dump on a machine with other work stands still for some hundred milliseconds at most.
+const STANDS_STILL_MAX: Duration = Duration::from_secs(3);
 
 /// A process as far as we need it here.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,8 +27,25 @@ struct Process {
     arguments: Vec<String>,
 }
 
-/// Ends every dump of this container that still runs. True: none is left.
+/// Waits for every dump of this container that moves, and kills those that hang. True: none is left.
 pub async fn end(container_id: &str) -> bool {
+    let mut moved = (0, tokio::time::Instant::now());
+    while moved.1.elapsed() < STANDS_STILL_MAX {
+        let all = processes(Path::new("/proc"));
+        let left = dumping(&all, container_id);
+        if left.is_empty() {
+            return true;
+        }
+        let work = work_done(Path::new("/proc"), &with_descendants(&all, left));
+        if work != moved.0 {
+            moved = (work, tokio::time::Instant::now());
+        }
+        tokio::time::sleep(POLL).await;
+    }
+    kill(container_id).await
+}
+
+async fn kill(container_id: &str) -> bool {
     let deadline = tokio::time::Instant::now() + GONE_MAX;
     loop {
         let left = dumping(&processes(Path::new("/proc")), container_id);
@@ -36,7 +59,7 @@ pub async fn end(container_id: &str) -> bool {
             tracing::warn!(
                 pid = pid.as_raw_nonzero(),
                 container_id,
-                "ending a dump that was left over"
+                "ending a dump that hangs"
             );
             let _already_gone = kill_process(pid, Signal::KILL);
         }
@@ -61,23 +84,53 @@ fn dumping(all: &[Process], container_id: &str) -> Vec<u32> {
         .filter(is_dump)
         .map(|process| process.pid)
         .collect();
-    let mut found = runtimes.clone();
+    let mut found = below(all, runtimes, |process| process.name == "criu");
+    found.reverse();
+    found
+}
+
+/// CRIU lets others work for it: a tar for every small file system.
+fn with_descendants(all: &[Process], of: Vec<u32>) -> Vec<u32> {
+    below(all, of, |_| true)
+}
+
+fn below(all: &[Process], mut found: Vec<u32>, fits: impl Fn(&Process) -> bool) -> Vec<u32> {
     loop {
-        let below =
+        let is_new =
             |process: &&Process| found.contains(&process.parent) && !found.contains(&process.pid);
         let more: Vec<u32> = all
             .iter()
-            .filter(below)
-            .filter(|process| process.name == "criu")
+            .filter(is_new)
+            .filter(|process| fits(process))
             .map(|process| process.pid)
             .collect();
         if more.is_empty() {
-            break;
+            return found;
         }
         found.extend(more);
     }
-    found.reverse();
-    found
+}
+
+/// Clock ticks computed, bytes read and written: another number each time something was done. One that just ended
+/// makes it smaller, which is as good.
+fn work_done(proc: &Path, pids: &[u32]) -> u64 {
+    let of = |pid: &u32| {
+        let folder = proc.join(pid.to_string());
+        let stat = fs::read_to_string(folder.join("stat")).unwrap_or_default();
+        let after_name = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
+        // Fields 14 and 15 of proc(5), the 12th and 13th after the name.
+        let ticks = after_name.split_whitespace().skip(11).take(2);
+        let io = fs::read_to_string(folder.join("io")).unwrap_or_default();
+        let bytes = io
+            .lines()
+            .filter(|line| line.starts_with("rchar:") || line.starts_with("wchar:"))
+            .filter_map(|line| line.split_whitespace().nth(1));
+        ticks
+            .chain(bytes)
+            .filter_map(|number| number.parse::<u64>().ok())
+            .fold(0, u64::wrapping_add)
+    };
+    pids.iter().map(of).fold(0, u64::wrapping_add)
 }
 
 fn processes(proc: &Path) -> Vec<Process> {
@@ -141,19 +194,34 @@ mod tests {
         assert!(dumping(&all, "nothing").is_empty());
     }
 
-    #[tokio::test]
-    async fn a_real_process_with_such_a_command_line_is_ended() {
+    /// A shell that calls itself a dump of this container, reaped beside us, as its parent would.
+    fn dump_that_does(work: &str, id: &str) -> std::thread::JoinHandle<std::process::ExitStatus> {
         use std::os::unix::process::CommandExt;
-        let id = format!("longshore-test-{}", std::process::id());
         let mut child = std::process::Command::new("sh")
             .arg0("runc")
-            .args(["-c", "sleep 100; true", "checkpoint", &id])
+            .args(["-c", work, "checkpoint", id])
             .spawn()
             .unwrap();
-        // Reaped beside us, as its parent would.
-        let reaper = std::thread::spawn(move || child.wait().unwrap());
+        std::thread::spawn(move || child.wait().unwrap())
+    }
+
+    #[tokio::test]
+    async fn a_dump_that_hangs_is_ended() {
+        let id = format!("longshore-test-hangs-{}", std::process::id());
+        let ended = dump_that_does("sleep 100; true", &id);
         tokio::time::sleep(Duration::from_millis(50)).await;
         assert!(end(&id).await);
-        assert!(!reaper.join().unwrap().success());
+        assert!(!ended.join().unwrap().success());
+    }
+
+    #[tokio::test]
+    async fn a_dump_that_moves_is_waited_for_and_not_touched() {
+        let id = format!("longshore-test-moves-{}", std::process::id());
+        // Longer than a hanging one would be left alone.
+        let work = "i=0; while [ $i -lt 12 ]; do i=$((i+1)); sleep 0.4; done";
+        let ended = dump_that_does(work, &id);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        assert!(end(&id).await);
+        assert!(ended.join().unwrap().success());
     }
 }
