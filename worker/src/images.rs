@@ -3,13 +3,15 @@
 //! Only questions and single effects live here; what they add up to is decided in [`restore`](crate::restore) and
 //! [`content`](crate::content). Every call names the namespace that the kubelet's containers live in.
 
+mod users;
+
 use std::{collections::HashMap, path::PathBuf, time::Duration};
 
 use bytes::Bytes;
 use futures::{Stream, StreamExt, TryStreamExt};
 use hyper_util::rt::TokioIo;
 use proto::{
-    containerd::{content, images, leases},
+    containerd::{containers, content, images, leases},
     cri,
 };
 use serde::Deserialize;
@@ -52,6 +54,7 @@ pub struct Images {
     pub(crate) content: content::content_client::ContentClient<Named>,
     pub(crate) records: images::images_client::ImagesClient<Named>,
     pub(crate) leases: leases::leases_client::LeasesClient<Named>,
+    containers: containers::containers_client::ContainersClient<Named>,
     cri_images: cri::image_service_client::ImageServiceClient<Named>,
     cri_runtime: cri::runtime_service_client::RuntimeServiceClient<Named>,
 }
@@ -151,6 +154,11 @@ impl Images {
                 channel.clone(),
                 Namespace,
             ),
+            containers: containers::containers_client::ContainersClient::with_interceptor(
+                channel.clone(),
+                Namespace,
+            )
+            .max_decoding_message_size(large),
             cri_images: cri::image_service_client::ImageServiceClient::with_interceptor(
                 pulls, Namespace,
             ),

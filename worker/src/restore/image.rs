@@ -376,17 +376,25 @@ impl Restorer {
     /// Names that were kept for pods, of which the runtime knows nothing any more. To be done now and then: a pod's
     /// sandbox outlives it by up to a minute.
     pub async fn sweep(&self) -> Result<(), RestoreError> {
-        for (uid, kept) in self.registry.disarmed_pods() {
+        'pods: for (uid, kept) in self.registry.disarmed_pods() {
             if !self.images.sandboxes_of(&uid).await?.is_empty() {
                 continue;
             }
+            let mut names = Vec::new();
             for prefix in kept {
-                for name in self.images.names(&prefix).await? {
-                    // Not the names of a container whose name only begins the same.
-                    if name[prefix.len()..].starts_with([':', '@']) {
-                        self.images.forget(&name).await?;
-                    }
+                // Another pod of the same image may have been made under this name, and could not be checkpointed
+                // without it.
+                let used = self.images.used_names(&prefix).await?;
+                let known = self.images.names(&prefix).await?;
+                // Not the names of a container whose name only begins the same.
+                let ours = |name: &&String| name[prefix.len()..].starts_with([':', '@']);
+                if used.iter().any(|name| ours(&name)) {
+                    continue 'pods;
                 }
+                names.extend(known.into_iter().filter(|name| ours(&name)));
+            }
+            for name in names {
+                self.images.forget(&name).await?;
             }
             self.registry.forget_pod(&uid).await?;
         }
