@@ -34,6 +34,7 @@ use crate::{
     consensus::{core::Leadership, node::Log},
     desk::Desk,
     driver::{Driver, Propose},
+    janitor::Janitor,
     k8s::{
         call::{self, bounded},
         cluster::RealCluster,
@@ -112,6 +113,13 @@ pub async fn run(config: Config) -> Result<()> {
         cluster: Arc::new(RealCluster::new(client.clone())),
         nodes: Arc::new(workers.clone()),
     };
+    let janitor = Janitor {
+        clear: Arc::new(world.clone()),
+        propose: proposer.clone(),
+        state: log.state(),
+        leader: leader.clone(),
+    };
+    tokio::spawn(janitor.run());
     let driver = Driver {
         perform: Arc::new(world),
         propose: proposer.clone(),

@@ -8,6 +8,7 @@ pub mod consensus;
 pub mod daemon;
 pub mod desk;
 pub mod driver;
+pub mod janitor;
 pub mod k8s;
 pub mod metrics;
 pub mod perform;

@@ -175,6 +175,21 @@ pub enum Outcome {
     Forgotten(Finding),
 }
 
+impl Outcome {
+    /// What it says of what went wrong, "" when nothing did.
+    #[must_use]
+    pub fn words(&self) -> String {
+        match self {
+            Self::Done(_) => String::new(),
+            Self::Failed(what)
+            | Self::Unknown(what)
+            | Self::PodDeleted(what)
+            | Self::NotBegun(what)
+            | Self::Forgotten(what) => what.message.clone(),
+        }
+    }
+}
+
 /// What a step brought.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Done {
@@ -198,6 +213,8 @@ pub enum Done {
         clean: bool,
         /// Why not, "" when clean.
         detail: String,
+        /// What the undone migration left somewhere, and why it is still there.
+        left_over: Option<Finding>,
     },
 }
 
@@ -316,6 +333,8 @@ pub struct Migration {
     pub restored: Option<Restored>,
     /// The undo was not clean: why.
     pub unclean: Option<String>,
+    /// It has ended, but something of it is still to be cleared away. Nothing of that runs.
+    pub left_over: Option<Finding>,
     /// Its trace.
     pub spans: Vec<Span>,
 }
@@ -389,10 +408,18 @@ impl Migration {
                 (Some(_), true) => Phase::Rescued,
                 (Some(_), false) => Phase::Succeeded,
             }),
-            (Phase::Releasing, Done::Released { clean, detail }) => {
+            (
+                Phase::Releasing,
+                Done::Released {
+                    clean,
+                    detail,
+                    left_over,
+                },
+            ) => {
                 if !clean {
                     self.unclean = Some(detail);
                 }
+                self.left_over = left_over;
                 Some(Phase::RolledBack)
             }
             (

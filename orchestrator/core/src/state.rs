@@ -55,6 +55,11 @@ pub enum Command {
         /// When.
         at_ms: UnixMs,
     },
+    /// What an ended migration had left over is cleared away.
+    Cleared {
+        /// Which.
+        id: MigrationId,
+    },
     /// A worker with a journal we don't know.
     Register {
         /// Of which node.
@@ -165,6 +170,7 @@ impl State {
             Command::Abort { id, reason, at_ms } => {
                 self.abort(at, id, reason, at_ms).map(Applied::Phase)
             }
+            Command::Cleared { id } => self.cleared(id).map(Applied::Phase),
             Command::Register { node, journal } => {
                 Ok(Applied::Registered(self.register(at, node, journal)))
             }
@@ -264,6 +270,7 @@ impl State {
             images: Vec::new(),
             restored: None,
             unclean: None,
+            left_over: None,
             spans,
         };
         migration.enter(phase, at, at_ms);
@@ -323,6 +330,14 @@ impl State {
         migration.reason = Some(reason);
         migration.enter(Phase::Releasing, at, at_ms);
         Ok(Phase::Releasing)
+    }
+
+    fn cleared(&mut self, id: MigrationId) -> Result<Phase, Rejection> {
+        let Some(migration) = self.migrations.get_mut(&id) else {
+            return Err(Rejection::NoSuchMigration(id));
+        };
+        migration.left_over = None;
+        Ok(migration.phase)
     }
 
     fn register(&mut self, at: Revision, node: NodeName, journal: String) -> Revision {

@@ -12,8 +12,9 @@ use proto::worker::{self as wire, step_report, step_request};
 use super::{Act, Deletion, Ended, SHORT_STEP_WITHIN, wire_images};
 use crate::workers::unix_ns;
 
-/// The other node's leftovers are waited for this long in an undo: the pod runs already, the user waits.
-const TIDY_WITHIN: Duration = Duration::from_secs(10);
+/// Leftovers are waited for this long, each, in an undo: the pod runs already, the user waits. What is left then is
+/// cleared away later.
+const TIDY_WITHIN: Duration = Duration::from_secs(5);
 
 /// The trace ends with the first answered readiness; a pod that isn't ready by then was restored all the same.
 const READY_WITHIN: Duration = Duration::from_secs(5);
@@ -22,7 +23,6 @@ impl Act<'_> {
     /// The source runs again. Only then the rest: what it leaves on the target runs nothing.
     pub(super) async fn release(&mut self) -> Result<Outcome, Ended> {
         let source = self.plan.source.clone();
-        let target = self.plan.target.clone();
         let manifest_key = self
             .migration
             .checkpoint
@@ -50,31 +50,41 @@ impl Act<'_> {
             .cluster
             .unmark_source(self.plan, &self.due.id)
             .await?;
-        let images = self.migration.images.clone();
-        if let Err(Ended(left_over)) = self.clear(&target, &source, &images).await {
-            tracing::warn!(migration = %self.due.id, ?left_over, "something of the undone migration may be left over");
-        }
+        let left_over = self.clear().await;
         let clean = released.running;
         let detail = if clean {
             String::new()
         } else {
             released.detail
         };
-        Ok(Outcome::Done(Done::Released { clean, detail }))
+        Ok(Outcome::Done(Done::Released {
+            clean,
+            detail,
+            left_over,
+        }))
     }
 
-    async fn clear(
-        &mut self,
-        target: &NodeName,
-        source: &NodeName,
-        images: &[Image],
-    ) -> Result<(), Ended> {
-        self.tidy(source, true, &[], TIDY_WITHIN).await?;
+    /// Clears away what an undone migration left; what stands in the way of one part doesn't save the others. Says
+    /// what is still there, for it is tried again until nothing is.
+    pub(super) async fn clear(&mut self) -> Option<Finding> {
+        let (source, target) = (self.plan.source.clone(), self.plan.target.clone());
+        let images = self.migration.images.clone();
+        let at_source = self.tidy(&source, true, &[], TIDY_WITHIN).await;
+        let at_target = self.clear_target(&target, &images).await;
+        let left: Vec<String> = [at_source, at_target]
+            .into_iter()
+            .filter_map(|cleared| cleared.err().map(|Ended(outcome)| outcome.words()))
+            .collect();
+        (!left.is_empty()).then(|| Finding::new("LeftOver", left.join("; "), ""))
+    }
+
+    async fn clear_target(&mut self, target: &NodeName, images: &[Image]) -> Result<(), Ended> {
         let withdraw = wire::Withdraw {
             pod: Some(self.restored_pod(&PodUid(String::new()))),
             images: wire_images(images),
         };
-        self.step(target, step_request::Kind::Withdraw(withdraw), TIDY_WITHIN)
+        let withdraw = step_request::Kind::Withdraw(withdraw);
+        self.must(target, withdraw, TIDY_WITHIN, "WithdrawFailed")
             .await?;
         self.tidy(target, false, images, TIDY_WITHIN).await
     }
@@ -150,7 +160,7 @@ impl Act<'_> {
         Ok(Outcome::Done(Done::Rescued(restored)))
     }
 
-    async fn destroy_source(&mut self) -> Result<(), Ended> {
+    pub(super) async fn destroy_source(&mut self) -> Result<(), Ended> {
         let source = self.plan.source.clone();
         let destroy = wire::Destroy {
             pod: Some(self.source_pod()),

@@ -2,7 +2,7 @@
 //!
 //! Order is safety:
 //! 1. confirm the hold (a lease of [`HOLD_LEASE`]): a source that runs has left its checkpoint behind, and while its
-//!    object is untouched there is a way back;
+//!    object is untouched there is a way back; once it is deleted there is none, and the source is destroyed instead;
 //! 2. delete the source's object: from here its kubelet starts nothing of it, and the frozen cgroup lets nothing run;
 //! 3. make the target's object, within the lease: a reboot of the source takes longer, and after one the kubelet
 //!    finds no object to start;
@@ -18,7 +18,6 @@ use std::time::{Duration, Instant};
 use orchestrator_core::{
     id::{NodeName, PodUid},
     migration::{Done, Image, Outcome, Restored},
-    refusal::Finding,
 };
 use proto::worker::{self as wire, answer, question, step_request, verified_container::Origin};
 
@@ -55,8 +54,11 @@ impl Act<'_> {
     async fn hand_over(&mut self, target: &NodeName, images: &[Image]) -> Result<PodUid, Ended> {
         let started = unix_ns();
         let confirmed = Instant::now();
-        if let Err(lost) = self.hold_confirmed().await? {
-            return Err(self.without_hold(lost).await?);
+        let held = self.hold_confirmed().await?;
+        if let Err(lost) = &held
+            && self.world.cluster.source(self.plan).await? == SourceObject::Present
+        {
+            return Err(Ended(Outcome::NotBegun(lost.clone())));
         }
         self.span("confirm hold", started);
         let started = unix_ns();
@@ -70,7 +72,11 @@ impl Act<'_> {
             Deletion::ByUser => return Err(Ended::pod_deleted(self.plan)),
         }
         self.span("delete source pod", started);
-        if confirmed.elapsed() > HOLD_LEASE {
+        if held.is_err() {
+            // Its object had gone before we asked, by our own hand in an earlier life: its kubelet ends it, and where
+            // no hold can be confirmed only the proof that it is gone will do.
+            self.destroy_source().await?;
+        } else if confirmed.elapsed() > HOLD_LEASE {
             return Err(Ended::unknown(
                 "LeaseLapsed",
                 "the hold's confirmation is too old, it is asked for again",
@@ -94,15 +100,6 @@ impl Act<'_> {
                 ))
             }
             Err(unclear @ super::ClusterError::Unclear { .. }) => Err(unclear.into()),
-        }
-    }
-
-    /// The hold is lost. With the source's object untouched we go back; without it the old copy must be proved
-    /// destroyed before the stored one may run, which is what a rescue does first.
-    async fn without_hold(&mut self, lost: Finding) -> Result<Ended, Ended> {
-        match self.world.cluster.source(self.plan).await? {
-            SourceObject::Present => Ok(Ended(Outcome::NotBegun(lost))),
-            SourceObject::Deleted => Ok(Ended(Outcome::Failed(lost))),
         }
     }
 

@@ -33,6 +33,7 @@ use proto::worker::{self as wire, StepReport, answer, question, step_report, ste
 use crate::{
     api,
     driver::Perform,
+    janitor::Clear,
     workers::{CallError, Clock, Workers, unix_ns},
 };
 
@@ -230,6 +231,27 @@ impl Perform for World {
         };
         let outcome = ended.unwrap_or_else(|Ended(outcome)| outcome);
         (outcome, act.spans)
+    }
+}
+
+#[async_trait]
+impl Clear for World {
+    async fn clear(&self, id: &MigrationId, migration: &Migration) -> Option<Finding> {
+        let plan = migration.plan.as_ref()?;
+        // Workers take the revision at which it ended, and refuse whatever is still on its way from before.
+        let due = Due {
+            id: id.clone(),
+            revision: migration.revision,
+            step: Step::Release,
+        };
+        let mut act = Act {
+            world: self,
+            migration,
+            plan,
+            due: &due,
+            spans: Vec::new(),
+        };
+        act.clear().await
     }
 }
 

@@ -18,7 +18,10 @@ use orchestrator_core::{
 use tokio::sync::{Mutex, watch};
 
 use super::World;
-use crate::driver::{Driver, Propose, unix_ms};
+use crate::{
+    driver::{Driver, Propose, unix_ms},
+    janitor::Clear,
+};
 
 struct Log {
     state: watch::Sender<Arc<State>>,
@@ -262,4 +265,48 @@ async fn a_deletion_by_the_user_is_obeyed_in_every_phase() {
             "after {after}: a deleted pod was resurrected"
         );
     }
+}
+
+/// The number of the first effect of this name on a good day.
+async fn effect_number(name: &str) -> usize {
+    let model = Arc::new(Model::new(None));
+    run(&model).await;
+    let history = model.seen().history;
+    let at = history.iter().position(|line| line.contains(name));
+    at.expect("a good day has it") + 1
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_source_that_its_kubelet_ends_while_nobody_drives_does_not_stop_the_move() {
+    let trouble = Trouble {
+        at: effect_number("delete source").await,
+        fault: Fault::DieAfter,
+    };
+    let model = Arc::new(Model::new(Some(trouble)));
+    model.end_source_after("delete source");
+    let ended = run(&model).await;
+    assert_eq!(ended.phase, Phase::Succeeded, "{:?}", ended.reason);
+    let seen = model.seen();
+    assert!(seen.target_runs, "{}", seen.history.join("\n"));
+    assert!(seen.violations.is_empty(), "{:?}", seen.violations);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_an_undo_leaves_is_remembered_and_cleared_away_later() {
+    let model = Arc::new(Model::new(None));
+    model.thaw_after("deliver");
+    model.fail_next("tidy");
+    let ended = run(&model).await;
+    assert_eq!(ended.phase, Phase::RolledBack, "{:?}", ended.reason);
+    assert!(ended.left_over.is_some(), "a tidying failed");
+    let history = model.seen().history.join("\n");
+    assert!(
+        history.contains("withdraw"),
+        "what failed at the source must not save the target's leftovers:\n{history}"
+    );
+    let world = World {
+        cluster: Arc::clone(&model) as _,
+        nodes: Arc::clone(&model) as _,
+    };
+    assert_eq!(world.clear(&"m".into(), &ended).await, None);
 }

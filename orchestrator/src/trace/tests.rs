@@ -82,6 +82,7 @@ fn migration() -> Migration {
         images: vec![],
         restored: None,
         unclean: None,
+        left_over: None,
         spans: vec![
             span("request", "", "orchestrator", 900, 990),
             span("hold", "", "node1", 2100, 2900),

@@ -114,6 +114,7 @@ pub fn outcomes() -> Vec<(&'static str, Outcome)> {
             Outcome::Done(Done::Released {
                 clean: true,
                 detail: String::new(),
+                left_over: None,
             }),
         ),
         ("failed", Outcome::Failed(why())),
@@ -192,6 +193,7 @@ pub fn in_phase(phase: Phase) -> (State, MigrationId) {
             Outcome::Done(Done::Released {
                 clean: true,
                 detail: String::new(),
+                left_over: None,
             }),
         ],
         Phase::Rescued => [

@@ -65,6 +65,7 @@ fn migration(phase: Phase) -> Migration {
         images: Vec::new(),
         restored: None,
         unclean: None,
+        left_over: None,
         spans: Vec::new(),
     }
 }
@@ -196,6 +197,7 @@ fn an_undo_that_was_not_clean_says_so() {
     let status = project(&Migration {
         reason: Some(Finding::new("StoreDown", "the store does not answer", "")),
         unclean: Some("the liveness probe had killed it".into()),
+        left_over: None,
         ..migration(Phase::RolledBack)
     });
     assert_eq!(

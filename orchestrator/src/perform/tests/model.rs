@@ -78,6 +78,8 @@ struct Inner {
     fresh_node: Option<String>,
     thaw_after: Option<&'static str>,
     delete_after: Option<&'static str>,
+    end_after: Option<&'static str>,
+    fail_next: Option<&'static str>,
 }
 
 pub struct Model {
@@ -113,6 +115,8 @@ impl Model {
             fresh_node: None,
             thaw_after: None,
             delete_after: None,
+            end_after: None,
+            fail_next: None,
         };
         Self {
             inner: Mutex::new(inner),
@@ -134,6 +138,14 @@ impl Model {
 
     pub fn user_deletes_after(&self, effect: &'static str) {
         self.lock().delete_after = Some(effect);
+    }
+
+    pub fn end_source_after(&self, effect: &'static str) {
+        self.lock().end_after = Some(effect);
+    }
+
+    pub fn fail_next(&self, effect: &'static str) {
+        self.lock().fail_next = Some(effect);
     }
 
     pub async fn died(&self) {
@@ -172,11 +184,13 @@ impl Model {
         let (fate, result) = {
             let mut inner = self.lock();
             inner.effects += 1;
+            let fails = inner.fail_next.take_if(|next| *next == name).is_some();
             let fate = match inner
                 .trouble
                 .filter(|trouble| trouble.at == inner.effects)
                 .map(|trouble| trouble.fault)
             {
+                None if fails => Fate::Fail,
                 None => Fate::Go,
                 Some(Fault::DieBefore) => Fate::Die,
                 Some(Fault::DieAfter) => Fate::GoThenDie,
@@ -211,6 +225,10 @@ impl Inner {
         if self.delete_after == Some(name) {
             self.delete_after = None;
             self.user_deleted = true;
+        }
+        if self.end_after == Some(name) {
+            self.end_after = None;
+            self.source = Source::Gone;
         }
         let effect = self.effects;
         self.history.push(format!(
