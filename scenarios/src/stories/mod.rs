@@ -5,7 +5,13 @@
 //! namespace of its own that is deleted afterwards; one that breaks something (an S3 server, a containerd) mends it
 //! before it ends. `stage` is what they share, `good` and the others beside it are the stories by their theme.
 
+mod faults;
+mod faults_kills;
+mod faults_users;
+mod harm;
+mod journey;
 mod stage;
+mod witness;
 
 use anyhow::Result;
 use std::time::{Duration, Instant};
@@ -24,7 +30,14 @@ pub struct Story {
 
 /// All stories, in the order they are told.
 pub fn all() -> Vec<Story> {
-    Vec::new()
+    [
+        faults::stories(),
+        faults_users::stories(),
+        faults_kills::stories(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
 }
 
 /// How the telling ended.
