@@ -10,6 +10,7 @@ use orchestrator_core::{
     id::{PodRef, Revision},
     migration::{Done, Outcome, Phase, Step},
     plan::{Plan, Request},
+    refusal::Finding,
     state::{Applied, Command, Decision, HISTORY_MAX, State, UNDER_WAY_PER_NODE_MAX},
 };
 
@@ -247,4 +248,31 @@ fn the_state_survives_its_own_json_byte_for_byte() {
     let bytes = serde_json::to_vec(&state).unwrap();
     let back: State = serde_json::from_slice(&bytes).unwrap();
     assert_eq!(serde_json::to_vec(&back).unwrap(), bytes);
+}
+
+#[test]
+fn what_is_left_over_is_known_until_it_is_cleared_away() {
+    let (mut state, id) = in_phase(Phase::Releasing);
+    let left_over = Finding::new("LeftOver", "layers on node2", "");
+    let done = Done::Released {
+        clean: true,
+        detail: String::new(),
+        left_over: Some(left_over.clone()),
+    };
+    let revision = state.migrations[&id].revision;
+    let report = Command::Report {
+        id: id.clone(),
+        revision,
+        outcome: Outcome::Done(done),
+        at_ms: 9,
+        spans: vec![],
+    };
+    assert_eq!(
+        state.apply(Revision(100), report),
+        Ok(Applied::Phase(Phase::RolledBack))
+    );
+    assert_eq!(state.migrations[&id].left_over, Some(left_over));
+    let cleared = state.apply(Revision(101), Command::Cleared { id: id.clone() });
+    assert_eq!(cleared, Ok(Applied::Phase(Phase::RolledBack)));
+    assert_eq!(state.migrations[&id].left_over, None);
 }

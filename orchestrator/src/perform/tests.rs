@@ -285,6 +285,10 @@ async fn a_deletion_by_the_user_is_obeyed_in_every_phase() {
             !model.seen().target_runs,
             "after {after}: a deleted pod was resurrected"
         );
+        assert!(
+            !model.seen().marked,
+            "after {after}: our finalizer keeps the deleted pod's object"
+        );
     }
 }
 

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::{
     Stage, Story,
     harm::{Changed, Killed, Stopped, all_well, nothing_left, process, renew_worker},
-    journey::{Ended, Journey},
+    journey::{Journey, Seen},
     stage::Migrated,
     witness::Witness,
 };
@@ -63,7 +63,7 @@ pub fn ledger_with(stage: &Stage, mib: u32) -> Result<()> {
 }
 
 /// Insists that the migration was undone, and the source alive within a second of the decision.
-pub fn rolled_back(witness: &Witness<'_>, (migrated, ended): (Migrated, Ended)) -> Result<()> {
+pub fn rolled_back(witness: &Witness<'_>, (migrated, ended): (Migrated, Seen)) -> Result<()> {
     let Migrated { code, text } = migrated;
     if code != 3 || ended.phase() != "RolledBack" {
         bail!(

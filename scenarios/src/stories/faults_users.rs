@@ -8,7 +8,7 @@ use std::{thread, time::Duration};
 use super::{
     Stage, Story,
     faults::{ledger, ledger_with, rolled_back, whole_on},
-    harm::{SlowAdmission, Stopped, all_well, nothing_left, process, shell, try_kubectl},
+    harm::{SlowAdmission, Stopped, all_well, nothing_left, process, shell},
     journey::Journey,
     stage::Migrated,
     witness::{Witness, now_ms},
@@ -106,7 +106,7 @@ fn deleted_in(stage: &Stage, phase: &str) -> Result<()> {
         "Delivering" => Some(Stopped::process(containerd)?),
         _ => None,
     };
-    try_kubectl(stage, &["delete", "pod", "ledger", "--wait=false"])?;
+    delete_pod(stage, &[])?;
     thread::sleep(HELD_AFTER);
     drop(stopped);
     let (Migrated { code, text }, ended) = journey.end()?;
@@ -140,6 +140,18 @@ fn deleted_in(stage: &Stage, phase: &str) -> Result<()> {
     }
     witness.verdict_on_the_gone()?;
     nothing_left(stage)
+}
+
+fn delete_pod(stage: &Stage, how: &[&str]) -> Result<()> {
+    let delete = [
+        "-n",
+        &stage.namespace,
+        "delete",
+        "pod",
+        "ledger",
+        "--wait=false",
+    ];
+    stage.cluster.run(&[&delete, how].concat()).map(drop)
 }
 
 fn freeze_budget(stage: &Stage) -> Result<()> {
@@ -255,17 +267,7 @@ fn second_freezer_lock(stage: &Stage) -> Result<()> {
     shell(&stage.lab, 1, &format!("ctr -n k8s.io tasks resume {id}"))?;
     thread::sleep(HELD_AFTER);
     // Killed by whom it may: what is frozen twice answers nobody.
-    try_kubectl(
-        stage,
-        &[
-            "delete",
-            "pod",
-            "ledger",
-            "--force",
-            "--grace-period=0",
-            "--wait=false",
-        ],
-    )?;
+    delete_pod(stage, &["--force", "--grace-period=0"])?;
     thread::sleep(HELD_AFTER);
     let answers = witness.answers_between(held_ms, now_ms());
     if answers > 0 {

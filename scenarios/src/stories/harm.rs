@@ -1,14 +1,13 @@
 //! What stories of faults do to a lab, mended again when the guard is dropped, however the story ended; and what they
 //! look at afterwards.
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use std::{
     fs, io,
     net::{SocketAddr, TcpListener},
     path::{Path, PathBuf},
-    process::Command,
     thread,
     time::Duration,
 };
@@ -68,14 +67,28 @@ pub fn signal(pid: u32, signal: Signal) -> Result<()> {
     kill_process(pid, signal).context("send a signal to a process of the lab")
 }
 
+fn parent(pid: u32) -> Option<u32> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("PPid:"))?;
+    line.trim().parse().ok()
+}
+
 /// A process that is stopped where it stands: everybody's connections to it stay, and nothing answers.
-pub struct Stopped(u32);
+pub struct Stopped {
+    pid: u32,
+    /// nsenter(1), which stops itself with the program it waits for.
+    waiter: Option<u32>,
+}
 
 impl Stopped {
     /// Stops it.
     pub fn process(pid: u32) -> Result<Self> {
+        let waiter = parent(pid).filter(|parent| {
+            let comm = fs::read_to_string(format!("/proc/{parent}/comm"));
+            comm.is_ok_and(|comm| comm.trim() == "nsenter")
+        });
         signal(pid, Signal::STOP)?;
-        Ok(Self(pid))
+        Ok(Self { pid, waiter })
     }
 
     /// The lab's S3 server.
@@ -92,8 +105,10 @@ impl Stopped {
 
 impl Drop for Stopped {
     fn drop(&mut self) {
-        // Killed meanwhile: then there is nothing to continue.
-        let _ = signal(self.0, Signal::CONT);
+        for pid in [Some(self.pid), self.waiter].into_iter().flatten() {
+            // Killed meanwhile: then there is nothing to continue.
+            let _ = signal(pid, Signal::CONT);
+        }
     }
 }
 
@@ -433,17 +448,6 @@ fn files_below(folder: &Path) -> Result<Vec<PathBuf>> {
         }
     }
     Ok(files)
-}
-
-/// Asks for something with kubectl that must be allowed to fail: a story looks at what comes of it.
-pub fn try_kubectl(stage: &Stage, args: &[&str]) -> Result<()> {
-    let mut command: Command = stage.cluster.kubectl();
-    command.args(["-n", &stage.namespace]).args(args);
-    let output = process::output(&mut command, MENDED_WITHIN)?;
-    if !output.status.success() && output.stderr.is_empty() {
-        bail!("kubectl {} failed without a word", args.join(" "));
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -4,9 +4,8 @@
 use anyhow::{Context, Result, anyhow, bail};
 use serde_json::Value;
 use std::{
-    io::{BufRead, BufReader},
     process::{Child, Command, Stdio},
-    sync::mpsc::{Receiver, RecvTimeoutError, channel},
+    sync::mpsc::{Receiver, channel},
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
@@ -19,13 +18,17 @@ const PHASE_WITHIN: Duration = Duration::from_secs(40);
 /// A migration that is put right after a fault waits for back-offs; more than this is stuck.
 const END_WITHIN: Duration = Duration::from_secs(120);
 
+/// What is left of the news arrives within this.
+const NEWS_WITHIN: Duration = Duration::from_millis(200);
+/// The ends of a migration that was not refused a look.
+const ENDS: [&str; 5] = ["Succeeded", "RolledBack", "Rescued", "Refused", "Abandoned"];
 /// One migration.
 pub struct Journey<'a> {
     stage: &'a Stage,
     watch: Child,
-    news: Receiver<(String, String)>,
+    news: Receiver<Seen>,
     command: JoinHandle<Result<Migrated>>,
-    name: Option<String>,
+    seen: Option<Seen>,
 }
 
 impl<'a> Journey<'a> {
@@ -33,9 +36,8 @@ impl<'a> Journey<'a> {
     pub fn begin(stage: &'a Stage, pod: &str, to: &str, flags: &[&str]) -> Result<Self> {
         let known: Vec<String> = stage.migrations()?.iter().map(name_of).collect();
         let mut watch = stage.cluster.kubectl();
-        let lines = r#"jsonpath={.metadata.name}{" "}{.status.phase}{"\n"}"#;
         watch.args(["-n", &stage.namespace, "get", "podmigrations", "--watch"]);
-        watch.args(["-o", lines]);
+        watch.args(["-o", "json"]);
         let mut watch = watch
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
@@ -45,12 +47,10 @@ impl<'a> Journey<'a> {
         let lines = watch.stdout.take().context("read what is watched")?;
         let (sender, news) = channel();
         thread::spawn(move || {
-            for line in BufReader::new(lines).lines().map_while(Result::ok) {
-                let (name, phase) = line.split_once(' ').unwrap_or((&line, ""));
-                if known.iter().any(|old| old == name) {
-                    continue;
-                }
-                if sender.send((name.to_owned(), phase.to_owned())).is_err() {
+            // One object after the other, at every change.
+            let objects = serde_json::Deserializer::from_reader(lines).into_iter::<Value>();
+            for seen in objects.map_while(Result::ok).map(Seen) {
+                if !known.contains(&name_of(&seen.0)) && sender.send(seen).is_err() {
                     return;
                 }
             }
@@ -62,7 +62,7 @@ impl<'a> Journey<'a> {
             watch,
             news,
             command,
-            name: None,
+            seen: None,
         })
     }
 
@@ -70,33 +70,30 @@ impl<'a> Journey<'a> {
     pub fn reaches(&mut self, phase: &str) -> Result<()> {
         let began = Instant::now();
         loop {
-            match self
-                .news
-                .recv_timeout(PHASE_WITHIN.saturating_sub(began.elapsed()))
-            {
-                Ok((name, now)) => {
-                    self.name = Some(name);
-                    if now == phase {
-                        return Ok(());
-                    }
-                    if ["Succeeded", "RolledBack", "Rescued", "Refused", "Abandoned"]
-                        .contains(&now.as_str())
-                    {
-                        bail!("the migration was {now} before {phase} was seen");
-                    }
-                }
-                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
-                    bail!("the migration did not come to {phase}")
-                }
+            let left = PHASE_WITHIN.saturating_sub(began.elapsed());
+            let Ok(seen) = self.news.recv_timeout(left) else {
+                bail!("the migration did not come to {phase}")
+            };
+            let now = seen.phase().to_owned();
+            self.seen = Some(seen);
+            if now == phase {
+                return Ok(());
+            }
+            if ENDS.contains(&now.as_str()) {
+                bail!("the migration was {now} before {phase} was seen");
             }
         }
     }
 
     /// The name of its object, once it was seen.
     pub fn name(&self) -> Result<&str> {
-        self.name
-            .as_deref()
-            .context("the migration was not seen yet")
+        let seen = self
+            .seen
+            .as_ref()
+            .context("the migration was not seen yet")?;
+        seen.0["metadata"]["name"]
+            .as_str()
+            .context("an object has a name")
     }
 
     /// Its object as it is now.
@@ -107,25 +104,20 @@ impl<'a> Journey<'a> {
             .json(&["-n", &self.stage.namespace, "get", "podmigration", name])
     }
 
-    /// Waits for the end: what the command said, and the object then.
-    pub fn end(mut self) -> Result<(Migrated, Ended)> {
+    /// Waits for the end: what the command said, and what was last seen of the object, which an abort deletes.
+    pub fn end(mut self) -> Result<(Migrated, Seen)> {
         let ended = self
             .command
             .join()
             .unwrap_or_else(|_| Err(anyhow!("waiting for migrate panicked")));
-        // What was not looked at while it happened.
-        while let Ok((name, _)) = self.news.recv_timeout(Duration::from_millis(100)) {
-            self.name = Some(name);
+        let mut last = self.seen.take();
+        while let Ok(seen) = self.news.recv_timeout(NEWS_WITHIN) {
+            last = Some(seen);
         }
+        // Nothing is left of it either way.
         let _ = self.watch.kill();
         let _ = self.watch.wait();
-        let ended = ended?;
-        let name = self.name.as_deref().context("the migration was not seen")?;
-        let object =
-            self.stage
-                .cluster
-                .json(&["-n", &self.stage.namespace, "get", "podmigration", name])?;
-        Ok((ended, Ended(object)))
+        Ok((ended?, last.context("the migration was not seen")?))
     }
 }
 
@@ -145,11 +137,12 @@ fn name_of(object: &Value) -> String {
         .to_owned()
 }
 
-/// The object of a migration that has ended.
-pub struct Ended(Value);
+/// A migration's object as it was seen.
+#[derive(Clone, Debug)]
+pub struct Seen(Value);
 
-impl Ended {
-    /// How it ended.
+impl Seen {
+    /// Where it stood: at the end, how it ended.
     pub fn phase(&self) -> &str {
         self.0["status"]["phase"].as_str().unwrap_or_default()
     }
@@ -164,12 +157,12 @@ impl Ended {
     /// When this phase was entered, milliseconds since 1970.
     pub fn entered_ms(&self, phase: &str) -> Result<u64> {
         let phases = self.0["status"]["phases"].as_array().into_iter().flatten();
-        let mut entered = phases.filter(|entry| entry["phase"] == phase);
-        let entered = entered
-            .next()
-            .with_context(|| format!("the migration was never {phase}"))?;
-        let text = entered["entered"].as_str().unwrap_or_default();
-        unix_ms(text).with_context(|| format!("understand the time {text:?}"))
+        let entered = phases
+            .filter(|entry| entry["phase"] == phase)
+            .filter_map(|entry| entry["entered"].as_str())
+            .next();
+        let time = entered.with_context(|| format!("the migration was never {phase}"))?;
+        unix_ms(time).with_context(|| format!("understand the time {time:?}"))
     }
 }
 
