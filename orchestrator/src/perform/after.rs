@@ -213,6 +213,11 @@ impl Act<'_> {
                     .delete_source(self.plan, &self.due.id)
                     .await?;
                 self.destroy_source().await?;
+                // Deleted by the user and not by us, it still has our finalizer, and nothing else would take it off.
+                self.world
+                    .cluster
+                    .unmark_source(self.plan, &self.due.id)
+                    .await?;
                 self.tidy(&source, true, &[], SHORT_STEP_WITHIN).await?;
                 self.tidy(&target, false, &images, SHORT_STEP_WITHIN)
                     .await?;
