@@ -17,6 +17,11 @@ use crate::{
 /// containerd needs some ten milliseconds to notice the end of a killed process; the shim of a busy node more.
 const GONE_MAX: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(100);
+/// The kubelet may be at an older update of the pod when it hears of the deletion, and that one waits for the next look
+/// at the runtime, up to 1 s; a busy node takes several times that.
+const KUBELET_ENDS_IT_WITHIN: Duration = Duration::from_secs(20);
+/// SIGTERM and SIGKILL in the masks of /proc/PID/status: bit N-1 for signal N.
+const TERM_OR_KILL: u64 = 1 << (15 - 1) | 1 << (9 - 1);
 /// runc's word for a container that is not frozen.
 const NOT_PAUSED: &str = "container not paused";
 /// Where the kubelet puts archives, below its own folder.
@@ -97,6 +102,9 @@ impl Holder {
     }
 
     /// Ends every process of the pod and waits until containerd has no running task of it.
+    ///
+    /// Order: the kubelet must have begun to end the pod before we do. While it is still at an older update, a pod whose
+    /// processes die under its eyes is one to start again, sandbox, init containers and all: a second copy.
     pub async fn destroy(
         &self,
         migration: &str,
@@ -112,6 +120,7 @@ impl Holder {
                 });
             }
         }
+        self.kubelet_ends_it(pod).await?;
         let deadline = tokio::time::Instant::now() + GONE_MAX;
         loop {
             // Each time again: the kubelet may have started something in the frozen pod meanwhile.
@@ -138,6 +147,34 @@ impl Holder {
             migration: migration.to_owned(),
         };
         Ok(self.journal.append(vec![entry], Urgency::EndsAHold).await?)
+    }
+
+    /// Waits for the proof that the kubelet is ending the pod, after which it starts nothing of it any more: its signal,
+    /// pending in a held process, or the end of all of them.
+    async fn kubelet_ends_it(&self, pod: &Pod) -> Result<(), HoldError> {
+        let deadline = tokio::time::Instant::now() + KUBELET_ENDS_IT_WITHIN;
+        loop {
+            let seen = see(&self.containerd, &pod.uid).await?;
+            let alive = seen.alive();
+            let containers: Vec<u32> = alive
+                .iter()
+                .filter(|(container, _)| !container.is_sandbox)
+                .map(|(_, task)| task.pid)
+                .collect();
+            let ending = |pid: &u32| {
+                let status = self.proc.join(pid.to_string()).join("status");
+                std::fs::read_to_string(status).is_ok_and(|text| end_is_pending(&text))
+            };
+            if containers.is_empty() || containers.iter().any(ending) {
+                return Ok(());
+            }
+            if tokio::time::Instant::now() > deadline {
+                return Err(HoldError::KubeletSilent {
+                    waited: KUBELET_ENDS_IT_WITHIN,
+                });
+            }
+            tokio::time::sleep(POLL).await;
+        }
     }
 
     /// Removes the archives of a migration from this node; those that are gone are no error.
@@ -178,6 +215,17 @@ impl Holder {
     }
 }
 
+/// Does the process, by its /proc/PID/status, have a signal to end it pending?
+fn end_is_pending(status: &str) -> bool {
+    let pending = status.lines().filter_map(|line| {
+        line.strip_prefix("SigPnd:")
+            .or(line.strip_prefix("ShdPnd:"))
+    });
+    pending
+        .filter_map(|mask| u64::from_str_radix(mask.trim(), 16).ok())
+        .any(|mask| mask & TERM_OR_KILL != 0)
+}
+
 fn names(seen: &Sight) -> String {
     let alive = seen.alive();
     let names = alive
@@ -212,6 +260,21 @@ fn strays(folder: &Path, pod: &Pod, since: std::time::SystemTime) -> Vec<PathBuf
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_pending_end_is_read_from_either_mask_and_no_other_signal_counts() {
+        let status = |own: &str, shared: &str| {
+            format!("Name:\tx\nSigPnd:\t{own}\nShdPnd:\t{shared}\nSigBlk:\t0000000000004100\n")
+        };
+        let none = "0000000000000000";
+        assert!(end_is_pending(&status(none, "0000000000004000")), "SIGTERM");
+        assert!(end_is_pending(&status("0000000000000100", none)), "SIGKILL");
+        assert!(
+            !end_is_pending(&status(none, "0000000000002000")),
+            "SIGALRM"
+        );
+        assert!(!end_is_pending(&status(none, none)));
+    }
 
     #[test]
     fn only_archives_of_this_pod_and_this_hold_are_strays() {

@@ -44,6 +44,8 @@ pub enum HoldError {
     Interrupted,
     #[error("processes of the pod are left after {} s: {left}", waited.as_secs())]
     StillAlive { waited: Duration, left: String },
+    #[error("the kubelet does not end the pod yet, {} s after its deletion; is it running on this node?", waited.as_secs())]
+    KubeletSilent { waited: Duration },
     #[error("read {}: {source}", path.display())]
     Read {
         path: PathBuf,

@@ -67,6 +67,12 @@ impl Bench {
         }
     }
 
+    /// Its SIGTERM waits in the frozen process.
+    fn the_kubelet_ends_it(&self) {
+        let status = "Name:\tx\nSigPnd:\t0000000000000000\nShdPnd:\t0000000000004000\n";
+        fs::write(self.folder.path().join("proc/77/status"), status).unwrap();
+    }
+
     fn holder(shared: &Shared, folder: &Path) -> Holder {
         Holder {
             containerd: Containerd::at(&folder.join("socket")),
@@ -350,9 +356,25 @@ async fn releasing_a_pod_that_is_gone_says_so() {
 }
 
 #[tokio::test]
+async fn nothing_is_killed_or_thawed_before_the_kubelet_has_begun_to_end_the_pod() {
+    let bench = Bench::new();
+    bench.hold().await.unwrap();
+    let holder = bench.holder.clone();
+    let destroying =
+        tokio::spawn(async move { holder.destroy("m", &pod(), &mut Timeline::default()).await });
+    tokio::time::sleep(Duration::from_millis(400)).await;
+    assert_eq!(bench.shared.freezer(), "FROZEN");
+    bench.the_kubelet_ends_it();
+    bench.shared.world().states.clear();
+    destroying.await.unwrap().unwrap();
+    assert_eq!(bench.shared.freezer(), "THAWED");
+}
+
+#[tokio::test]
 async fn destroying_waits_until_the_runtime_has_no_task_and_thaws() {
     let bench = Bench::new();
     bench.hold().await.unwrap();
+    bench.the_kubelet_ends_it();
     let shared = bench.shared.clone();
     tokio::spawn(async move {
         tokio::time::sleep(Duration::from_millis(150)).await;
