@@ -172,7 +172,9 @@ fn restore_made_to_fail(stage: &Stage) -> Result<()> {
     let mut journey = Journey::begin(stage, "ledger", "node2", &[])?;
     // By then the target was found able, as it is on a good day.
     journey.reaches("Holding")?;
-    let lame = "criu=$(command -v criu); cp -a $criu $criu.whole; printf '#!/bin/sh\\nexit 1\\n' > $criu.lame; \
+    // It still says its version, or the worker, which looks every 30 s, would rightly refuse the migration.
+    let lame = "criu=$(command -v criu); cp -a $criu $criu.whole; \
+                printf '#!/bin/sh\\ncase \"$*\" in *version*) exec %s.whole \"$@\";; esac\\nexit 1\\n' $criu > $criu.lame; \
                 chmod 755 $criu.lame; mv $criu.lame $criu";
     let broken = Changed::node(
         stage,
