@@ -59,6 +59,8 @@ pub fn ledger_with(stage: &Stage, mib: u32) -> Result<()> {
         0 => json!([ledger()]),
         mib => json!([ledger(), ballast(mib)]),
     };
+    // What the story before has broken and mended may still be thought broken.
+    all_well(stage)?;
     stage.run_pod("ledger", "node1", containers, json!({}))
 }
 
@@ -155,6 +157,7 @@ fn target_containerd_stopped(stage: &Stage) -> Result<()> {
     rolled_back(&witness, journey.end()?).context("containerd hangs")?;
     drop(stopped);
     whole_on(stage, &witness, "node1")?;
+    all_well(stage)?;
     let mut journey = Journey::begin(stage, "ledger", "node2", &[])?;
     journey.reaches("Delivering")?;
     let killed = Killed::containerd_of_node2(stage, containerd)?;

@@ -208,7 +208,8 @@ pub fn renew_worker(stage: &Stage, n: u8) -> Result<()> {
     all_well(stage)
 }
 
-/// Waits until every part of Longshore runs and every worker is connected.
+/// Waits until every part of Longshore runs, every worker is connected, and every node can do what it could: a worker
+/// that looked at its node while something was broken there looks again within 30 s, and refuses until then.
 pub fn all_well(stage: &Stage) -> Result<()> {
     wait_for("every part of Longshore to be well", MENDED_WITHIN, || {
         let pods = stage.cluster.json(&["-n", NAMESPACE, "get", "pods"])?;
@@ -219,7 +220,10 @@ pub fn all_well(stage: &Stage) -> Result<()> {
         let well = pods.len() == wanted + 1
             && pods.iter().all(is_ready)
             && nodes.len() == wanted
-            && nodes.iter().all(|node| node["spec"]["connected"] == true);
+            && nodes.iter().all(|node| {
+                let spec = &node["spec"];
+                spec["connected"] == true && spec["checkpoint"] == "yes" && spec["restore"] == "yes"
+            });
         Ok(well.then_some(()))
     })
 }
