@@ -397,7 +397,8 @@ pub fn unix_ns() -> u64 {
     u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
 }
 
-fn step_name(kind: &step_request::Kind) -> &'static str {
+/// A step in a word, for errors and for the model world of the tests.
+pub(crate) fn step_name(kind: &step_request::Kind) -> &'static str {
     match kind {
         step_request::Kind::Hold(_) => "hold",
         step_request::Kind::Deliver(_) => "deliver",

@@ -124,15 +124,7 @@ fn deleted_in(stage: &Stage, phase: &str) -> Result<()> {
             ended.phase()
         );
     }
-    wait_for("the pod to be gone", Duration::from_secs(30), || {
-        let pods = stage
-            .cluster
-            .json(&["-n", &stage.namespace, "get", "pods"])?;
-        Ok(pods["items"]
-            .as_array()
-            .is_some_and(Vec::is_empty)
-            .then_some(()))
-    })?;
+    no_pod_left(stage)?;
     let gone_ms = now_ms();
     thread::sleep(HELD_AFTER);
     if witness.answers_between(gone_ms, now_ms()) > 0 {
@@ -286,6 +278,13 @@ fn second_freezer_lock(stage: &Stage) -> Result<()> {
             ended.phase()
         );
     }
+    no_pod_left(stage)?;
+    witness.verdict_on_the_gone()?;
+    nothing_left(stage)
+}
+
+/// Waits until the story's namespace has no pod any more.
+fn no_pod_left(stage: &Stage) -> Result<()> {
     wait_for("the pod to be gone", Duration::from_secs(30), || {
         let pods = stage
             .cluster
@@ -294,7 +293,5 @@ fn second_freezer_lock(stage: &Stage) -> Result<()> {
             .as_array()
             .is_some_and(Vec::is_empty)
             .then_some(()))
-    })?;
-    witness.verdict_on_the_gone()?;
-    nothing_left(stage)
+    })
 }

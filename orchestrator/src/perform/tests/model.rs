@@ -20,7 +20,7 @@ use tokio::sync::Notify;
 
 use crate::{
     perform::{Cluster, ClusterError, Deletion, Nodes, RestoredObject, SourceObject},
-    workers::{CallError, Clock},
+    workers::{CallError, Clock, step_name},
 };
 
 /// What goes wrong at an effect.
@@ -461,20 +461,6 @@ fn perform(inner: &mut Inner, kind: &step_request::Kind) -> Option<step_report::
     }
 }
 
-fn effect_name(kind: &step_request::Kind) -> &'static str {
-    match kind {
-        step_request::Kind::Hold(_) => "hold",
-        step_request::Kind::Deliver(_) => "deliver",
-        step_request::Kind::Disarm(_) => "disarm",
-        step_request::Kind::Destroy(_) => "destroy",
-        step_request::Kind::Release(_) => "release",
-        step_request::Kind::Withdraw(_) => "withdraw",
-        step_request::Kind::Tidy(_) => "tidy",
-        step_request::Kind::ExportImages(_) => "export images",
-        step_request::Kind::ImportImages(_) => "import images",
-    }
-}
-
 #[async_trait]
 impl Nodes for Model {
     async fn step(
@@ -485,7 +471,7 @@ impl Nodes for Model {
         kind: step_request::Kind,
         _within: Duration,
     ) -> Result<StepReport, CallError> {
-        let name = effect_name(&kind);
+        let name = step_name(&kind);
         let report = |outcome: step_report::Outcome, result| StepReport {
             revision,
             outcome: outcome as i32,
