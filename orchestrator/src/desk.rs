@@ -70,6 +70,9 @@ impl Desk {
                 Intake::Abort { id, object } => {
                     tokio::spawn(async move { desk.abort(id, object).await });
                 }
+                Intake::DeclareDead { id, node } => {
+                    tokio::spawn(async move { desk.declare_dead(id, node).await });
+                }
             }
         }
     }
@@ -211,6 +214,44 @@ impl Desk {
         }
     }
 
+    /// A person's word that a node is dead is taken unless its worker says the contrary, or the log has it already.
+    async fn declare_dead(&self, id: MigrationId, node: NodeName) {
+        loop {
+            let needless = {
+                let state = self.log.state();
+                let state = state.borrow();
+                let known = state.migrations.get(&id);
+                known.is_none_or(|migration| migration.phase.ended() || migration.is_dead(&node))
+            };
+            if needless {
+                return;
+            }
+            if self.workers.connected().contains_key(&node) {
+                tracing::warn!(migration = %id, %node, "declared dead, but its worker answers: not taken");
+                return;
+            }
+            let command = Command::DeclareDead {
+                id: id.clone(),
+                node: node.clone(),
+                at_ms: unix_ms(),
+            };
+            match self.log.propose(command).await {
+                Ok((_, Ok(_))) => {
+                    tracing::warn!(migration = %id, %node, "declared dead: it goes on without that node");
+                    return;
+                }
+                Ok((_, Err(rejection))) => {
+                    tracing::warn!(migration = %id, %node, %rejection, "declared dead, but not taken");
+                    return;
+                }
+                Err(error) => {
+                    tracing::warn!(migration = %id, %node, %error, "it is proposed again");
+                }
+            }
+            tokio::time::sleep(AGAIN_AFTER).await;
+        }
+    }
+
     /// Obeyed, refused, or, when the log never knew it or it has ended, the object is let go.
     async fn abort(&self, id: MigrationId, object: PodRef) {
         let by = Finding::new(
@@ -252,6 +293,7 @@ impl Desk {
                         Err(
                             rejection @ (Rejection::TooLate(_)
                             | Rejection::Stale { .. }
+                            | Rejection::NotItsNode(_)
                             | Rejection::NoSuchMigration(_)),
                         ),
                     )) => {

@@ -244,10 +244,7 @@ impl Drop for UnderWay {
 
 /// Why this migration has to be undone by now, if it has.
 fn overdue(migration: &Migration, now_ms: UnixMs) -> Option<Finding> {
-    let plan = migration
-        .plan
-        .as_ref()
-        .filter(|_| migration.phase.abortable())?;
+    let plan = migration.plan.as_ref().filter(|_| migration.abortable())?;
     if let (Phase::Delivering, Some(checkpoint)) = (migration.phase, &migration.checkpoint) {
         let frozen_ms = now_ms.saturating_sub(checkpoint.paused_unix_ns / 1_000_000);
         if frozen_ms.saturating_add(RESTORE_RESERVE_MS) > plan.freeze_budget_ms {

@@ -7,13 +7,14 @@ use async_trait::async_trait;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::{
     Api, Client,
-    api::{ObjectMeta, PostParams},
+    api::{ListParams, ObjectMeta, PostParams},
 };
 use orchestrator_core::{
     id::{MigrationId, NodeName, PodUid},
     migration::Image,
     plan::{Plan, PlannedContainer},
     refusal::Finding,
+    view::{NodeView, TaintView},
 };
 
 use super::{
@@ -33,6 +34,9 @@ const PREPULL_WITHIN: Duration = Duration::from_secs(100);
 /// A quota counts the source for some moments after it is gone: a refused creation is tried this often.
 const CREATE_TRIES: u32 = 8;
 const CREATE_AGAIN_AFTER: Duration = Duration::from_millis(250);
+
+/// Every kubelet sets it.
+const ARCHITECTURE_LABEL: &str = "kubernetes.io/arch";
 
 /// What the kubelet says of a container that won't come up by waiting: its restore was tried and failed, or it ran.
 const BROKEN: [&str; 4] = [
@@ -197,6 +201,35 @@ impl Cluster for RealCluster {
         }
     }
 
+    async fn other_nodes(&self, plan: &Plan) -> Result<Vec<NodeName>, ClusterError> {
+        let what = "look for another node";
+        let api: Api<Node> = Api::all(self.client.clone());
+        let found = bounded(what, api.list(&ListParams::default())).await;
+        let found = found.map_err(|error| unclear(what, &error))?;
+        let nodes: Vec<NodeView> = found.items.iter().map(view::node).collect();
+        let architecture = |name: &NodeName| {
+            let node = nodes.iter().find(|node| node.name.as_ref() == Some(name));
+            node.and_then(|node| node.labels.get(ARCHITECTURE_LABEL))
+        };
+        let wanted = architecture(&plan.target);
+        let fits = |node: &&NodeView| {
+            let label = node.labels.get(ARCHITECTURE_LABEL);
+            let keeps_off = |taint: &TaintView| taint.effect != "PreferNoSchedule";
+            node.ready
+                && !node.cordoned
+                && (wanted.is_none() || label == wanted)
+                && !node.taints.iter().any(keeps_off)
+        };
+        let mut names: Vec<NodeName> = nodes
+            .iter()
+            .filter(fits)
+            .filter_map(|node| node.name.clone())
+            .filter(|name| *name != plan.source && *name != plan.target)
+            .collect();
+        names.sort();
+        Ok(names)
+    }
+
     async fn create(
         &self,
         plan: &Plan,
@@ -278,6 +311,11 @@ impl Cluster for RealCluster {
         }))
     }
 
+    async fn settle_restored(&self, plan: &Plan, uid: &PodUid) -> Result<(), ClusterError> {
+        let settled = self.pods.settle_target(&plan.pod, uid).await;
+        settled.map_err(|error| unclear("take our finalizer off the restored pod", &error))
+    }
+
     async fn delete_restored(&self, plan: &Plan, uid: &PodUid) -> Result<(), ClusterError> {
         let deleted = self.pods.delete_target(&plan.pod, uid).await;
         deleted.map_err(|error| unclear("delete the restored pod", &error))
@@ -287,6 +325,7 @@ impl Cluster for RealCluster {
         &self,
         plan: &Plan,
         id: &MigrationId,
+        node: &NodeName,
         containers: &[String],
     ) -> Result<(), ClusterError> {
         let what = "pull the base images";
@@ -302,7 +341,7 @@ impl Cluster for RealCluster {
         let wanted = Wanted {
             like: &like,
             containers: &wanted,
-            node: &plan.target,
+            node,
             migration: id,
         };
         match prepull(&self.client, &wanted, PREPULL_WITHIN).await {

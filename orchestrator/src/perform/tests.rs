@@ -4,6 +4,7 @@
 //! in which it dies right after it, one in which the answer is lost, and one in which the effect fails; each run must
 //! end, never show two running copies, and never be without both a running copy and a durable checkpoint.
 
+mod dead;
 mod model;
 
 use std::{sync::Arc, time::Duration};
