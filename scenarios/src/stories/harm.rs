@@ -162,6 +162,14 @@ impl Drop for Killed<'_> {
     }
 }
 
+/// A CRIU that restores and dumps nothing. It still says its version, or the worker, which looks every 30 s, would
+/// rightly refuse the migration.
+pub const LAME_CRIU: &str = "criu=$(command -v criu); cp -a $criu $criu.whole; \
+     printf '#!/bin/sh\\ncase \"$*\" in *version*) exec %s.whole \"$@\";; esac\\nexit 1\\n' $criu > $criu.lame; \
+     chmod 755 $criu.lame; mv $criu.lame $criu";
+/// Undoes that.
+pub const WHOLE_CRIU: &str = "criu=$(command -v criu); mv $criu.whole $criu";
+
 /// Something done in a node by a shell command, undone by another when dropped.
 pub struct Changed<'a> {
     stage: &'a Stage,
@@ -232,6 +240,17 @@ fn is_ready(pod: &Value) -> bool {
     let conditions = pod["status"]["conditions"].as_array().into_iter().flatten();
     let mut ready = conditions.filter(|c| c["type"] == "Ready" && c["status"] == "True");
     ready.next().is_some() && pod["metadata"]["deletionTimestamp"].is_null()
+}
+
+/// The node of the peer that leads.
+pub fn leader(stage: &Stage) -> Result<u8> {
+    // One peer so far, with its disk on node 1.
+    let on = stage
+        .lab
+        .site
+        .node_numbers()
+        .find(|n| !processes(&stage.lab, *n, "orchestrator").is_empty());
+    on.context("an orchestrator runs")
 }
 
 /// An admission webhook for the story's pods that accepts and says nothing: every such call of the API takes a second
