@@ -7,7 +7,6 @@ use orchestrator_core::{
 use proto::worker::{self as wire, answer, question, step_report, step_request};
 
 use super::{Act, Ended, LONG_STEP_WITHIN, SourceObject};
-use crate::{driver::unix_ms, workers::unix_ns};
 
 /// A worker that doesn't answer before the freeze is waited for this long: its pod may just be restarting.
 const WORKER_PATIENCE_MS: u64 = 30_000;
@@ -58,7 +57,7 @@ impl Act<'_> {
         let mut missing = self.missing_images().await?;
         let mut pull_error = None;
         if !missing.is_empty() {
-            let started = unix_ns();
+            let started = self.world.clock.unix_ns();
             pull_error = self
                 .world
                 .cluster
@@ -69,7 +68,7 @@ impl Act<'_> {
             missing = self.missing_images().await?;
         }
         if !missing.is_empty() {
-            let started = unix_ns();
+            let started = self.world.clock.unix_ns();
             self.send_images(&missing).await?;
             self.span("send base images through the store", started);
             missing = self.missing_images().await?;
@@ -167,7 +166,7 @@ impl Act<'_> {
             return ended;
         };
         let entered_ms = self.migration.attempted_ms;
-        if unix_ms().saturating_sub(entered_ms) > WORKER_PATIENCE_MS {
+        if self.world.clock.unix_ms().saturating_sub(entered_ms) > WORKER_PATIENCE_MS {
             return Err(Ended(Outcome::Failed(what)));
         }
         Err(Ended(Outcome::Unknown(what)))

@@ -13,16 +13,16 @@
 //! A restore that reports an error is not yet proof that nothing runs: the target's object is deleted, and its worker
 //! must say that the runtime has no container of it and that the registry is silent. Only that is `Failed`.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use orchestrator_core::{
     id::{NodeName, PodUid},
     migration::{Done, Image, Outcome, Restored},
 };
 use proto::worker::{self as wire, answer, question, step_request, verified_container::Origin};
+use tokio::time::Instant;
 
 use super::{Act, Deletion, Ended, SHORT_STEP_WITHIN, SourceObject, wire_images};
-use crate::{driver::unix_ms, workers::unix_ns};
 
 /// How long a confirmation of the hold is trusted: shorter than any reboot.
 pub const HOLD_LEASE: Duration = Duration::from_secs(5);
@@ -52,7 +52,7 @@ impl Act<'_> {
     }
 
     async fn hand_over(&mut self, target: &NodeName, images: &[Image]) -> Result<PodUid, Ended> {
-        let started = unix_ns();
+        let started = self.world.clock.unix_ns();
         let confirmed = Instant::now();
         let held = self.hold_confirmed().await?;
         if let Err(lost) = &held
@@ -61,7 +61,7 @@ impl Act<'_> {
             return Err(Ended(Outcome::NotBegun(lost.clone())));
         }
         self.span("confirm hold", started);
-        let started = unix_ns();
+        let started = self.world.clock.unix_ns();
         match self
             .world
             .cluster
@@ -82,7 +82,7 @@ impl Act<'_> {
                 "the hold's confirmation is too old, it is asked for again",
             ));
         }
-        let started = unix_ns();
+        let started = self.world.clock.unix_ns();
         let created = self
             .world
             .cluster
@@ -110,7 +110,7 @@ impl Act<'_> {
         uid: &PodUid,
         images: &[Image],
     ) -> Result<Restored, Ended> {
-        let started = unix_ns();
+        let started = self.world.clock.unix_ns();
         let mut looked_at_object = Instant::now();
         loop {
             match self.origins(node, uid).await? {
@@ -146,7 +146,7 @@ impl Act<'_> {
         images: &[Image],
     ) -> Result<Option<Ended>, Ended> {
         let entered_ms = self.migration.attempted_ms;
-        let late = unix_ms().saturating_sub(entered_ms) > RESTORE_WITHIN_MS;
+        let late = self.world.clock.unix_ms().saturating_sub(entered_ms) > RESTORE_WITHIN_MS;
         match self.world.cluster.restored(self.plan, &self.due.id).await? {
             None => Ok(Some(Ended::pod_deleted(self.plan))),
             Some(object) if object.deleting || object.uid != *uid => {
@@ -221,7 +221,7 @@ impl Act<'_> {
         images: &[Image],
         reason: String,
     ) -> Result<Ended, Ended> {
-        let started = unix_ns();
+        let started = self.world.clock.unix_ns();
         self.world.cluster.delete_restored(self.plan, uid).await?;
         self.withdraw(node, Some(uid), images).await?;
         self.span("withdraw", started);
