@@ -30,6 +30,7 @@ use tonic::transport::{Identity, Server, ServerTlsConfig};
 
 use crate::{
     api::{Api as WorkerApi, Authenticate, Register},
+    clock::SystemTimeOfDay,
     config::Config,
     consensus::{core::Leadership, node::Log},
     desk::Desk,
@@ -117,6 +118,7 @@ pub async fn run(config: Config) -> Result<()> {
     let world = World {
         cluster: Arc::new(RealCluster::new(client.clone())),
         nodes: Arc::new(workers.clone()),
+        clock: Arc::new(SystemTimeOfDay),
     };
     let janitor = Janitor {
         clear: Arc::new(world.clone()),
@@ -130,6 +132,7 @@ pub async fn run(config: Config) -> Result<()> {
         propose: proposer.clone(),
         state: log.state(),
         leader,
+        clock: Arc::new(SystemTimeOfDay),
     };
     let driver = tokio::spawn(driver.run());
 

@@ -24,14 +24,14 @@ use tokio::sync::mpsc;
 
 use crate::{
     api,
+    clock::{unix_ms, unix_ns},
     consensus::node::Log,
-    driver::unix_ms,
     k8s::{
         call::CallError,
         intake::{self, Asked, Intake},
         view,
     },
-    workers::{Workers, unix_ns},
+    workers::Workers,
 };
 
 /// Looking into /proc of some hundred processes takes well under a second.

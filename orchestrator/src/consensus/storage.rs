@@ -285,6 +285,82 @@ pub struct Loaded {
     pub applied: (u64, u64),
 }
 
+impl Loaded {
+    /// From what the same writes would have left on a disk of the caller's making: a simulation's.
+    ///
+    /// # Errors
+    /// When the snapshot can't be understood, or entries are missing.
+    pub fn from_writes<'a>(
+        writes: impl IntoIterator<Item = &'a WriteTask>,
+    ) -> Result<Self, DiskError> {
+        let mut cache = Cache::default();
+        for task in writes {
+            if let Some(SnapshotWrite::Received(snapshot)) = &task.snapshot {
+                cache.install(snapshot.clone());
+            }
+            if let Some(first) = task.entries.first().filter(|e| e.index > cache.last() + 1) {
+                return Err(DiskError::Gap {
+                    last: cache.last(),
+                    found: first.index,
+                });
+            }
+            cache.append(&task.entries);
+            if let Some(hard_state) = &task.hard_state {
+                cache.hard_state = hard_state.clone();
+            }
+            if let Some(SnapshotWrite::Taken {
+                snapshot,
+                compacted,
+            }) = &task.snapshot
+            {
+                cache.snapshot = snapshot.clone();
+                while cache.compacted.0 < compacted.0 && cache.entries.pop_front().is_some() {
+                    cache.compacted.0 += 1;
+                }
+                cache.compacted = *compacted;
+            }
+        }
+        Self::from_cache(cache)
+    }
+
+    fn from_cache(mut cache: Cache) -> Result<Self, DiskError> {
+        let metadata = cache.snapshot.get_metadata();
+        let members = metadata.get_conf_state().clone();
+        let applied = (metadata.index, metadata.term);
+        let state = if metadata.index == 0 {
+            State::default()
+        } else {
+            state_from_bytes(cache.snapshot.get_data())?
+        };
+        cache.founding = members.clone();
+        Ok(Self {
+            cache,
+            state,
+            members,
+            applied,
+        })
+    }
+}
+
+/// What a new disk begins with: the empty state of which every founder starts, with these voters.
+///
+/// # Errors
+/// When the empty state can't be serialised.
+pub fn founding(voters: &[u64]) -> Result<WriteTask, FormatError> {
+    let mut snapshot = Snapshot::default();
+    snapshot.set_data(state_to_bytes(&State::default())?.into());
+    let metadata = snapshot.mut_metadata();
+    (metadata.index, metadata.term) = (FOUNDING_INDEX, 1);
+    metadata.mut_conf_state().voters = voters.to_vec();
+    let mut hard_state = HardState::default();
+    (hard_state.term, hard_state.commit) = (1, FOUNDING_INDEX);
+    Ok(WriteTask {
+        hard_state: Some(hard_state),
+        snapshot: Some(SnapshotWrite::Received(snapshot)),
+        ..WriteTask::default()
+    })
+}
+
 /// The log on disk.
 #[derive(Debug)]
 pub struct Disk {
@@ -343,19 +419,7 @@ impl Disk {
                 .map_err(failed("found"))?;
         }
         if !voters.is_empty() {
-            let mut snapshot = Snapshot::default();
-            snapshot.set_data(state_to_bytes(&State::default())?.into());
-            let metadata = snapshot.mut_metadata();
-            (metadata.index, metadata.term) = (FOUNDING_INDEX, 1);
-            metadata.mut_conf_state().voters = voters.to_vec();
-            let mut hard_state = HardState::default();
-            (hard_state.term, hard_state.commit) = (1, FOUNDING_INDEX);
-            let founding = WriteTask {
-                hard_state: Some(hard_state),
-                snapshot: Some(SnapshotWrite::Received(snapshot)),
-                ..WriteTask::default()
-            };
-            put(&transaction, &founding)?;
+            put(&transaction, &founding(voters)?)?;
         }
         transaction.commit().map_err(failed("found"))
     }
@@ -412,21 +476,7 @@ impl Disk {
             }
             cache.entries.push_back(entry);
         }
-        let metadata = cache.snapshot.get_metadata();
-        let members = metadata.get_conf_state().clone();
-        let applied = (metadata.index, metadata.term);
-        let state = if metadata.index == 0 {
-            State::default()
-        } else {
-            state_from_bytes(cache.snapshot.get_data())?
-        };
-        cache.founding = members.clone();
-        Ok(Loaded {
-            cache,
-            state,
-            members,
-            applied,
-        })
+        Loaded::from_cache(cache)
     }
 
     /// Writes consecutive tasks with one fsync, or none of them.

@@ -4,10 +4,12 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
+use axum::http::{Request, Response, StatusCode};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::{
     Api, Client,
     api::{ListParams, ObjectMeta, PostParams},
+    client::Body,
 };
 use orchestrator_core::{
     id::{MigrationId, NodeName, PodUid},
@@ -61,6 +63,31 @@ impl RealCluster {
             pods: Pods::new(client.clone()),
             client,
         }
+    }
+
+    /// On an API server of the caller's making: method, path with query, and body in; status and body out, or nothing
+    /// when the connection broke. The other one is the simulator's.
+    #[must_use]
+    pub fn on<A, F>(answer: A) -> Self
+    where
+        A: Fn(String, String, Vec<u8>) -> F + Clone + Send + 'static,
+        F: Future<Output = Option<(u16, Vec<u8>)>> + Send + 'static,
+    {
+        let service = tower::service_fn(move |request: Request<Body>| {
+            let answer = answer.clone();
+            async move {
+                let (parts, body) = request.into_parts();
+                let body = body.collect_bytes().await.map_err(std::io::Error::other)?;
+                let broke = || std::io::Error::other("the connection broke");
+                let (method, path) = (parts.method.to_string(), parts.uri.to_string());
+                let (status, bytes) = answer(method, path, body.into()).await.ok_or_else(broke)?;
+                let mut response = Response::new(Body::from(bytes));
+                *response.status_mut() =
+                    StatusCode::from_u16(status).map_err(std::io::Error::other)?;
+                Ok::<_, std::io::Error>(response)
+            }
+        });
+        Self::new(Client::new(service, "default"))
     }
 
     /// Would the API server admit the target's pod? Asked under another name, for the source still has its own.

@@ -1,6 +1,6 @@
 //! Undo and tidying up: what is asked again until it is done.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use orchestrator_core::{
     id::{NodeName, PodUid},
@@ -8,9 +8,9 @@ use orchestrator_core::{
     refusal::Finding,
 };
 use proto::worker::{self as wire, step_report, step_request};
+use tokio::time::Instant;
 
 use super::{Act, Ended, SHORT_STEP_WITHIN, wire_images};
-use crate::workers::unix_ns;
 
 /// Leftovers are waited for this long, each, in an undo: the pod runs already, the user waits. What is left then is
 /// cleared away later.
@@ -321,7 +321,7 @@ impl Act<'_> {
     }
 
     async fn first_readiness(&mut self) -> Result<(), Ended> {
-        let started = unix_ns();
+        let started = self.world.clock.unix_ns();
         let waiting = Instant::now();
         while waiting.elapsed() < READY_WITHIN {
             match self.world.cluster.restored(self.plan, &self.due.id).await? {

@@ -8,7 +8,6 @@ use orchestrator_core::{
 use proto::worker::{self as wire, answer, question, step_report, step_request};
 
 use super::{Act, ClusterError, Ended, LONG_STEP_WITHIN, SourceObject};
-use crate::{driver::unix_ms, workers::unix_ns};
 
 /// A worker that doesn't answer before the freeze is waited for this long: its pod may just be restarting.
 const WORKER_PATIENCE_MS: u64 = 30_000;
@@ -59,7 +58,7 @@ impl Act<'_> {
         let target = self.plan.target.clone();
         let (mut missing, pull_error) = self.pull_images(&target).await?;
         if !missing.is_empty() {
-            let started = unix_ns();
+            let started = self.world.clock.unix_ns();
             self.send_images(&missing).await?;
             self.span("send base images through the store", started);
             missing = self.missing_images(&target).await?;
@@ -98,7 +97,7 @@ impl Act<'_> {
         if missing.is_empty() {
             return Ok((missing, None));
         }
-        let started = unix_ns();
+        let started = self.world.clock.unix_ns();
         let (plan, id) = (self.plan, &self.due.id);
         let pulled = self.world.cluster.prepull(plan, id, node, &missing).await;
         self.span("pull base images", started);
@@ -173,7 +172,7 @@ impl Act<'_> {
             return ended;
         };
         let entered_ms = self.migration.attempted_ms;
-        if unix_ms().saturating_sub(entered_ms) > WORKER_PATIENCE_MS {
+        if self.world.clock.unix_ms().saturating_sub(entered_ms) > WORKER_PATIENCE_MS {
             return Err(Ended(Outcome::Failed(what)));
         }
         Err(Ended(Outcome::Unknown(what)))

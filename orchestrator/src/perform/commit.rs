@@ -13,7 +13,7 @@
 //! A restore that reports an error is not yet proof that nothing runs: the target's object is deleted, and its worker
 //! must say that the runtime has no container of it and that the registry is silent. Only that is `Failed`.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use orchestrator_core::{
     id::{NodeName, PodUid},
@@ -21,9 +21,9 @@ use orchestrator_core::{
     refusal::Finding,
 };
 use proto::worker::{self as wire, answer, question, step_request, verified_container::Origin};
+use tokio::time::Instant;
 
 use super::{Act, Deletion, Ended, RestoredObject, SHORT_STEP_WITHIN, SourceObject, wire_images};
-use crate::{driver::unix_ms, workers::unix_ns};
 
 /// How long a confirmation of the hold is trusted: shorter than any reboot.
 pub const HOLD_LEASE: Duration = Duration::from_secs(5);
@@ -80,7 +80,7 @@ impl Act<'_> {
     }
 
     async fn hand_over(&mut self, target: &NodeName, images: &[Image]) -> Result<PodUid, Ended> {
-        let started = unix_ns();
+        let started = self.world.clock.unix_ns();
         let confirmed = Instant::now();
         let dead = self.is_dead(&self.plan.source);
         // A dead node runs nothing, and a person has said so: there is nothing to confirm and no lease to keep.
@@ -95,7 +95,7 @@ impl Act<'_> {
             return Err(Ended(Outcome::NotBegun(lost.clone())));
         }
         self.span("confirm hold", started);
-        let started = unix_ns();
+        let started = self.world.clock.unix_ns();
         match self
             .world
             .cluster
@@ -116,7 +116,7 @@ impl Act<'_> {
                 "the hold's confirmation is too old, it is asked for again",
             ));
         }
-        let started = unix_ns();
+        let started = self.world.clock.unix_ns();
         let created = self
             .world
             .cluster
@@ -144,7 +144,7 @@ impl Act<'_> {
         uid: &PodUid,
         images: &[Image],
     ) -> Result<Restored, Ended> {
-        let started = unix_ns();
+        let started = self.world.clock.unix_ns();
         let mut looked_at_object = Instant::now();
         loop {
             match self.origins(node, uid).await? {
@@ -180,7 +180,7 @@ impl Act<'_> {
         images: &[Image],
     ) -> Result<Option<Ended>, Ended> {
         let entered_ms = self.migration.attempted_ms;
-        let late = unix_ms().saturating_sub(entered_ms) > RESTORE_WITHIN_MS;
+        let late = self.world.clock.unix_ms().saturating_sub(entered_ms) > RESTORE_WITHIN_MS;
         match self.world.cluster.restored(self.plan, &self.due.id).await? {
             None => Ok(Some(Ended::pod_deleted(self.plan))),
             Some(object) if object.deleting || object.uid != *uid => {
@@ -255,7 +255,7 @@ impl Act<'_> {
         images: &[Image],
         reason: String,
     ) -> Result<Ended, Ended> {
-        let started = unix_ns();
+        let started = self.world.clock.unix_ns();
         self.world.cluster.delete_restored(self.plan, uid).await?;
         self.withdraw(node, Some(uid), images).await?;
         self.span("withdraw", started);

@@ -34,9 +34,10 @@ use proto::worker::{self as wire, StepReport, answer, question, step_report, ste
 
 use crate::{
     api,
+    clock::TimeOfDay,
     driver::Perform,
     janitor::Clear,
-    workers::{CallError, Clock, Workers, unix_ns},
+    workers::{CallError, Clock, Workers},
 };
 
 /// A question is answered from memory, /proc or one call to the runtime.
@@ -210,6 +211,8 @@ pub struct World {
     pub cluster: Arc<dyn Cluster>,
     /// The workers.
     pub nodes: Arc<dyn Nodes>,
+    /// What time of day it is.
+    pub clock: Arc<dyn TimeOfDay>,
 }
 
 #[async_trait]
@@ -400,7 +403,7 @@ impl Act<'_> {
             place: "orchestrator".to_owned(),
             parent: String::new(),
             start_unix_ns,
-            end_unix_ns: unix_ns(),
+            end_unix_ns: self.world.clock.unix_ns(),
             attributes: BTreeMap::new(),
         });
     }

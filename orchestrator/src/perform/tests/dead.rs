@@ -11,7 +11,8 @@ use orchestrator_core::{
 
 use super::{Log, migration, model::Model, submitted};
 use crate::{
-    driver::{Driver, Propose, unix_ms},
+    clock::{SystemTimeOfDay, unix_ms},
+    driver::{Driver, Propose},
     janitor::Clear,
     perform::World,
 };
@@ -20,6 +21,7 @@ fn world(model: &Arc<Model>) -> World {
     World {
         cluster: Arc::clone(model) as _,
         nodes: Arc::clone(model) as _,
+        clock: Arc::new(SystemTimeOfDay),
     }
 }
 
@@ -32,6 +34,7 @@ async fn run(model: &Arc<Model>, dead: &str) -> (Phase, Migration) {
     let (_keep, leader) = tokio::sync::watch::channel(true);
     let driver = Driver {
         perform: Arc::new(world(model)),
+        clock: Arc::new(SystemTimeOfDay),
         propose: Arc::clone(&log) as _,
         state: log.state.subscribe(),
         leader,

@@ -465,7 +465,7 @@ fn perform(inner: &mut Inner, kind: &step_request::Kind) -> Option<step_report::
             inner.durable = true;
             Some(step_report::Result::Held(wire::HeldCheckpoint {
                 boot_id: "b".to_owned(),
-                paused_unix_ns: crate::workers::unix_ns(),
+                paused_unix_ns: crate::clock::unix_ns(),
                 ..Default::default()
             }))
         }
