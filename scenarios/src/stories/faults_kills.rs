@@ -1,4 +1,4 @@
-//! Stories of sudden death: the orchestrator, the source's worker or the target's worker is killed (-9) in a phase.
+//! Stories of sudden death: the orchestrator's leader, the source's worker or the target's worker is killed (-9) in a phase.
 //! The kubelet starts it again, and the migration goes on or is undone; the ledger swears that no number was lost or
 //! answered twice.
 //!
@@ -14,6 +14,7 @@ use super::{
     faults::ledger_with,
     harm::{SlowAdmission, Stopped, all_well, nothing_left, process, signal},
     journey::Journey,
+    peers::Peer,
     stage::Migrated,
     witness::Witness,
 };
@@ -40,7 +41,7 @@ enum Victim {
 impl fmt::Display for Victim {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Orchestrator => "the orchestrator",
+            Self::Orchestrator => "the leader",
             Self::Source => "the source's worker",
             Self::Target => "the target's worker",
         })
@@ -103,8 +104,7 @@ fn one_death(stage: &Stage, victim: Victim, phase: &str) -> Result<String> {
     let to = if from == "node1" { "node2" } else { "node1" };
     let at = |node: &str| if node == "node1" { 1 } else { 2 };
     let pid = match victim {
-        // In the lab it stays with its disk, on node 1.
-        Victim::Orchestrator => process(&stage.lab, 1, "orchestrator")?,
+        Victim::Orchestrator => Peer::leader(stage)?.pid,
         Victim::Source => process(&stage.lab, at(&from), "worker")?,
         Victim::Target => process(&stage.lab, at(to), "worker")?,
     };

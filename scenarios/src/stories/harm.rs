@@ -15,7 +15,7 @@ use std::{
 use super::Stage;
 use crate::{
     cgroup,
-    deploy::NAMESPACE,
+    deploy::{NAMESPACE, PEER_COUNT},
     node::{self, Program},
     process::{self, wait_for},
     s3,
@@ -24,7 +24,7 @@ use crate::{
 };
 
 /// What the lab's programs need to end or to begin.
-const MENDED_WITHIN: Duration = Duration::from_secs(60);
+pub const MENDED_WITHIN: Duration = Duration::from_secs(60);
 /// Leftovers of an undone migration are cleared away behind the user's back, within this.
 const CLEARED_WITHIN: Duration = Duration::from_secs(40);
 
@@ -217,7 +217,7 @@ pub fn all_well(stage: &Stage) -> Result<()> {
         let nodes = stage.cluster.json(&["get", "migrationnodes"])?;
         let nodes = nodes["items"].as_array().cloned().unwrap_or_default();
         let wanted = usize::from(stage.lab.site.nodes);
-        let well = pods.len() == wanted + 1
+        let well = pods.len() == wanted + usize::from(PEER_COUNT)
             && pods.iter().all(is_ready)
             && nodes.len() == wanted
             && nodes.iter().all(|node| {

@@ -13,7 +13,9 @@ mod good;
 mod ground;
 mod harm;
 mod journey;
+mod peers;
 mod refusals;
+mod replication;
 mod stage;
 mod witness;
 
@@ -38,6 +40,7 @@ pub fn all() -> Vec<Story> {
     all.extend(faults::stories());
     all.extend(faults_users::stories());
     all.extend(faults_kills::stories());
+    all.extend(replication::stories());
     all
 }
 
