@@ -24,14 +24,14 @@ use tokio::{sync::mpsc, task::JoinSet};
 
 use crate::{
     api,
+    clock::{unix_ms, unix_ns},
     consensus::node::Log,
-    driver::unix_ms,
     k8s::{
         call::CallError,
         intake::{self, Asked, Intake},
         view,
     },
-    workers::{Workers, unix_ns},
+    workers::Workers,
 };
 
 /// Looking into /proc of some hundred processes takes well under a second.
@@ -71,6 +71,9 @@ impl Desk {
                 }
                 Intake::Abort { id, object } => {
                     under_way.spawn(async move { desk.abort(id, object).await });
+                }
+                Intake::DeclareDead { id, node } => {
+                    tokio::spawn(async move { desk.declare_dead(id, node).await });
                 }
             }
         }
@@ -213,6 +216,44 @@ impl Desk {
         }
     }
 
+    /// A person's word that a node is dead is taken unless its worker says the contrary, or the log has it already.
+    async fn declare_dead(&self, id: MigrationId, node: NodeName) {
+        loop {
+            let needless = {
+                let state = self.log.state();
+                let state = state.borrow();
+                let known = state.migrations.get(&id);
+                known.is_none_or(|migration| migration.phase.ended() || migration.is_dead(&node))
+            };
+            if needless {
+                return;
+            }
+            if self.workers.connected().contains_key(&node) {
+                tracing::warn!(migration = %id, %node, "declared dead, but its worker answers: not taken");
+                return;
+            }
+            let command = Command::DeclareDead {
+                id: id.clone(),
+                node: node.clone(),
+                at_ms: unix_ms(),
+            };
+            match self.log.propose(command).await {
+                Ok((_, Ok(_))) => {
+                    tracing::warn!(migration = %id, %node, "declared dead: it goes on without that node");
+                    return;
+                }
+                Ok((_, Err(rejection))) => {
+                    tracing::warn!(migration = %id, %node, %rejection, "declared dead, but not taken");
+                    return;
+                }
+                Err(error) => {
+                    tracing::warn!(migration = %id, %node, %error, "it is proposed again");
+                }
+            }
+            tokio::time::sleep(AGAIN_AFTER).await;
+        }
+    }
+
     /// Obeyed, refused, or, when the log never knew it or it has ended, the object is let go.
     ///
     /// It is let go only when a majority says that we lead still: a deposed leader's log doesn't know the newest ones.
@@ -261,6 +302,7 @@ impl Desk {
                         Err(
                             rejection @ (Rejection::TooLate(_)
                             | Rejection::Stale { .. }
+                            | Rejection::NotItsNode(_)
                             | Rejection::NoSuchMigration(_)),
                         ),
                     )) => {

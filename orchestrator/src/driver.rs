@@ -11,7 +11,7 @@
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::Duration,
 };
 
 use async_trait::async_trait;
@@ -27,7 +27,7 @@ use tokio::{
     time::Instant,
 };
 
-use crate::workers::unix_ns;
+use crate::clock::TimeOfDay;
 
 /// Driver -> world. The second implementation is the tests' world.
 #[async_trait]
@@ -71,6 +71,8 @@ pub struct Driver {
     pub state: watch::Receiver<Arc<State>>,
     /// Are we the leader?
     pub leader: watch::Receiver<bool>,
+    /// What time of day it is.
+    pub clock: Arc<dyn TimeOfDay>,
 }
 
 #[derive(Default)]
@@ -89,15 +91,15 @@ struct UnderWay {
 struct Commits(Arc<Mutex<BTreeMap<MigrationId, (Revision, u64)>>>);
 
 impl Commits {
-    fn began(&self, reported: &Due) {
-        let began = (reported.revision, unix_ns());
+    fn began(&self, reported: &Due, now_ns: u64) {
+        let began = (reported.revision, now_ns);
         self.lock().insert(reported.id.clone(), began);
     }
 
     /// The commit that made this step due; none when the same step is asked again.
-    fn ended(&self, next: &Due) -> Option<Span> {
+    fn ended(&self, next: &Due, now_ns: u64) -> Option<Span> {
         let (reported, began_ns) = self.lock().remove(&next.id)?;
-        (reported != next.revision).then(|| commit_span(began_ns))
+        (reported != next.revision).then(|| commit_span(began_ns, now_ns))
     }
 
     fn keep_only(&self, due: &[Due]) {
@@ -130,6 +132,8 @@ impl Driver {
                 under_way = UnderWay::default();
             }
             tokio::select! {
+                // In order, so that a simulation repeats: news of the state first, and time last.
+                biased;
                 changed = self.state.changed() => if changed.is_err() { return },
                 changed = self.leader.changed() => if changed.is_err() { return },
                 Some(ended) = under_way.tasks.join_next() => under_way.ended(ended),
@@ -152,7 +156,8 @@ impl Driver {
             }
             let (perform, propose) = (Arc::clone(&self.perform), Arc::clone(&self.propose));
             let (ended, commits) = ((key.clone(), patience), under_way.commits.clone());
-            let commit = commits.ended(&due);
+            let commit = commits.ended(&due, self.clock.unix_ns());
+            let clock = Arc::clone(&self.clock);
             let handle = under_way.tasks.spawn(async move {
                 // Where the first effect is Kubernetes' nothing fences a leader that was deposed without knowing it.
                 if begins_with_kubernetes(due.step) && !propose.leads().await {
@@ -161,8 +166,8 @@ impl Driver {
                 let (outcome, mut spans) = perform.perform(&due, &migration).await;
                 tracing::info!(migration = %due.id, revision = %due.revision, step = ?due.step, ?outcome, "a step ended");
                 spans.extend(commit);
-                commits.began(&due);
-                let command = Command::Report { id: due.id, revision: due.revision, outcome, at_ms: unix_ms(), spans };
+                commits.began(&due, clock.unix_ns());
+                let command = Command::Report { id: due.id, revision: due.revision, outcome, at_ms: clock.unix_ms(), spans };
                 propose.propose(command).await;
                 ended
             });
@@ -171,7 +176,7 @@ impl Driver {
     }
 
     fn keep_deadlines(&self, state: &State, under_way: &mut UnderWay) {
-        let now_ms = unix_ms();
+        let now_ms = self.clock.unix_ms();
         for migration in state.migrations.values() {
             let key = (migration.id.clone(), migration.revision);
             let Some(reason) =
@@ -258,10 +263,7 @@ fn begins_with_kubernetes(step: Step) -> bool {
 
 /// Why this migration has to be undone by now, if it has.
 fn overdue(migration: &Migration, now_ms: UnixMs) -> Option<Finding> {
-    let plan = migration
-        .plan
-        .as_ref()
-        .filter(|_| migration.phase.abortable())?;
+    let plan = migration.plan.as_ref().filter(|_| migration.abortable())?;
     if let (Phase::Delivering, Some(checkpoint)) = (migration.phase, &migration.checkpoint) {
         let frozen_ms = now_ms.saturating_sub(checkpoint.paused_unix_ns / 1_000_000);
         if frozen_ms.saturating_add(RESTORE_RESERVE_MS) > plan.freeze_budget_ms {
@@ -289,22 +291,13 @@ fn overdue(migration: &Migration, now_ms: UnixMs) -> Option<Finding> {
     })
 }
 
-fn commit_span(start_unix_ns: u64) -> Span {
+fn commit_span(start_unix_ns: u64, end_unix_ns: u64) -> Span {
     Span {
         name: "commit".to_owned(),
         place: "orchestrator".to_owned(),
         parent: String::new(),
         start_unix_ns,
-        end_unix_ns: unix_ns(),
+        end_unix_ns,
         attributes: BTreeMap::new(),
     }
-}
-
-/// Now, milliseconds since 1970.
-#[must_use]
-pub fn unix_ms() -> UnixMs {
-    let since = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }

@@ -21,9 +21,9 @@ use tonic::transport::{Channel, Endpoint};
 use uuid::Uuid;
 
 use crate::{
+    clock::unix_ms,
     config::{Command, Config, Output},
     consensus::{exported::Exported, node::found, storage::Owner},
-    driver::unix_ms,
     k8s::call,
     peers::{
         discovery::ordinal,

@@ -35,7 +35,7 @@ use orchestrator_core::{
 };
 use tokio::sync::watch;
 
-use crate::driver::unix_ms;
+use crate::clock::unix_ms;
 
 const NS_PER_MS: u64 = 1_000_000;
 /// The place that every phase belongs to.

@@ -9,7 +9,7 @@
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex, PoisonError},
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::Duration,
 };
 
 use orchestrator_core::id::{MigrationId, NodeName};
@@ -18,6 +18,8 @@ use proto::worker::{
     ToWorker, answer, from_worker, question, step_request, to_worker,
 };
 use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::clock::{SystemTimeOfDay, TimeOfDay};
 
 /// Messages that may wait for one worker's stream: two migrations a node make a handful.
 pub const OUTBOX_MAX: usize = 256;
@@ -111,18 +113,36 @@ struct Table {
 }
 
 /// All workers. Cheap to clone.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct Workers {
+    clock: Arc<dyn TimeOfDay>,
     table: Arc<Mutex<Table>>,
     changed: watch::Sender<u64>,
     progress: watch::Sender<UnderWay>,
+}
+
+impl Default for Workers {
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 impl Workers {
     /// Nobody is connected yet.
     #[must_use]
     pub fn new() -> Self {
-        Self::default()
+        Self::timed_by(Arc::new(SystemTimeOfDay))
+    }
+
+    /// The same, with this clock to measure theirs against.
+    #[must_use]
+    pub fn timed_by(clock: Arc<dyn TimeOfDay>) -> Self {
+        Self {
+            clock,
+            table: Arc::default(),
+            changed: watch::Sender::default(),
+            progress: watch::Sender::default(),
+        }
     }
 
     /// How far steps have come. For people: only the last word is kept, and a step's end takes it away.
@@ -193,7 +213,7 @@ impl Workers {
 
     /// A message of this generation's stream.
     pub fn receive(&self, node: &NodeName, generation: u64, message: FromWorker) {
-        let received_ns = unix_ns();
+        let received_ns = self.clock.unix_ns();
         let mut table = self.lock();
         let Some(session) = table
             .sessions
@@ -255,10 +275,9 @@ impl Workers {
         session
             .waiting
             .retain(|_, waiting| !matches!(waiting, Waiting::Pong { .. }));
+        let sent_ns = self.clock.unix_ns();
         if session.outbox.try_send(ping).is_ok() {
-            session
-                .waiting
-                .insert(call, Waiting::Pong { sent_ns: unix_ns() });
+            session.waiting.insert(call, Waiting::Pong { sent_ns });
         }
     }
 
@@ -386,15 +405,6 @@ fn measure(sent_ns: u64, worker_ns: u64, received_ns: u64) -> Clock {
         offset_ns: i64::try_from(offset).unwrap_or(0),
         round_trip_ns,
     }
-}
-
-/// Now, nanoseconds since 1970.
-#[must_use]
-pub fn unix_ns() -> u64 {
-    let since = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
-    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// A step in a word, for errors and for the model world of the tests.

@@ -28,8 +28,8 @@ pub const NAMESPACE: &str = "longshore-system";
 pub const PEERS: &str = "longshore-orchestrator";
 /// How many there are; `deploy/` says the same.
 pub const PEER_COUNT: u8 = 3;
-/// Where a peer's state lies on its node, before the peer's ordinal.
-pub const PEER_STATE: &str = "/var/lib/longshore-orchestrator-";
+/// Where peers' states lie on their nodes, each under its pod's name.
+pub const PEER_STATE: &str = "/var/lib/longshore-orchestrator";
 /// The Secret that names the store, with all that a client of it must know.
 const STORE: &str = "longshore-s3";
 /// The images and the programs in each, the first of which it starts.
@@ -58,10 +58,29 @@ pub struct Store {
     /// In this region
     #[arg(long = "s3-region", default_value = s3::REGION)]
     pub region: String,
+    /// It takes the lab's own keys.
+    #[arg(skip)]
+    lab_keys: bool,
 }
 
 impl Store {
+    /// The lab's own store, reached by another way.
+    pub fn of_lab_at(endpoint: String) -> Self {
+        Self {
+            endpoint: Some(endpoint),
+            bucket: s3::BUCKET.to_owned(),
+            region: s3::REGION.to_owned(),
+            lab_keys: true,
+        }
+    }
+
     fn secret(&self, endpoint: &str) -> Result<Value> {
+        if self.lab_keys {
+            return Ok(json!({
+                "endpoint": endpoint, "region": self.region, "bucket": self.bucket,
+                "access_key_id": s3::ACCESS_KEY, "secret_access_key": s3::SECRET_KEY,
+            }));
+        }
         let key = |name: &str| {
             std::env::var(name).with_context(|| format!("read the store's key from {name}"))
         };
@@ -239,7 +258,7 @@ fn create_volumes(lab: &Lab, cluster: &Cluster) -> Result<()> {
                 "capacity": {"storage": "1Gi"}, "accessModes": ["ReadWriteOnce"],
                 "persistentVolumeReclaimPolicy": "Retain",
                 "claimRef": {"namespace": NAMESPACE, "name": format!("state-{peer}")},
-                "hostPath": {"path": format!("{PEER_STATE}{ordinal}"), "type": "DirectoryOrCreate"},
+                "hostPath": {"path": format!("{PEER_STATE}/{peer}"), "type": "DirectoryOrCreate"},
                 "nodeAffinity": {"required": {"nodeSelectorTerms": [{"matchExpressions": [{
                     "key": "kubernetes.io/hostname", "operator": "In", "values": [Site::node_name(node)],
                 }]}]}},

@@ -123,6 +123,15 @@ enum Verb {
         #[arg(long)]
         stories_only: bool,
     },
+    /// Break everything in every phase of a migration, and judge what a client saw.
+    Faults {
+        /// Only cells whose names (phase-fault, as holding-s3-slow) contain this; may be given several times
+        #[arg(long = "cell", value_name = "NAME")]
+        cells: Vec<String>,
+        /// Write the matrix into this file, too.
+        #[arg(long, value_name = "FILE")]
+        json: Option<PathBuf>,
+    },
     /// Compare Longshore with what one would do without it.
     Bench {
         #[command(subcommand)]
@@ -198,6 +207,7 @@ fn run(name: &str, command: Verb) -> Result<ExitCode> {
             stories,
             stories_only,
         } => return test::test(name, &stories, stories_only),
+        Verb::Faults { cells, json } => return test::faults(name, &cells, json.as_deref()),
         Verb::Bench {
             what: Bench::Pod { json, runs },
         } => bench::pod(name, runs, json.as_deref())?,

@@ -24,7 +24,7 @@ use worker::{
     checkpoint::kubelet::Kubelet,
     config::Config,
     containerd::Containerd,
-    hold::Holder,
+    hold::{Holder, ThisNode},
     inspect::Inspector,
     inventory::{self, Surveyor},
     journal::Journal,
@@ -187,30 +187,32 @@ fn start(desk: &Desk, folder: PathBuf, flags: &[String]) {
     let (node_root, state_dir) = (config.node_root.clone(), config.state_dir.clone());
     let tools = Tools {
         holder: Holder {
-            containerd: containerd.clone(),
-            cgroups: cgroups.clone(),
+            node: Arc::new(ThisNode {
+                containerd: containerd.clone(),
+                cgroups: cgroups.clone(),
+                proc: "/proc".into(),
+            }),
             checkpointer: Arc::new(kubelet.clone()),
             journal: journal.clone(),
             boot_id: boot_id.trim().to_owned(),
-            proc: "/proc".into(),
         },
         data: Arc::new(pocket::Pocket {
             folder,
             slow: std::time::Duration::ZERO,
             delivered: Arc::default(),
         }),
-        inspector: Inspector {
+        inspector: Arc::new(Inspector {
             containerd: containerd.clone(),
             proc: "/proc".into(),
             node_root: node_root.clone(),
-        },
-        surveyor: Surveyor {
+        }),
+        surveyor: Arc::new(Surveyor {
             containerd,
             kubelet,
             cgroups,
             node_root,
             state_dir,
-        },
+        }),
         metrics: Metrics::new().expect("metrics can be made"),
         journal,
         config,

@@ -38,18 +38,17 @@ use crate::{
     config::Config,
     data::Data,
     hold::Holder,
-    inspect::Inspector,
-    inventory::Surveyor,
+    inspect::Inspect,
+    inventory::Survey,
     journal::{Entry, Journal, JournalError, StepKey, Urgency},
     metrics::Metrics,
-    spans::now_unix_ns,
 };
 use desk::{Asker, Desk, Verdict, Work};
 
 pub use perform::Performer;
 
 /// Events waiting for the agent. It handles one in the time of one disk sync; more than this is a stuck disk.
-const EVENTS_MAX: usize = 256;
+pub const EVENTS_MAX: usize = 256;
 /// An inventory is some kilobytes and changes when somebody installs something or a disk fills up.
 const INVENTORY_EVERY: Duration = Duration::from_secs(30);
 /// Progress is for people: five times a second per migration looks smooth.
@@ -57,10 +56,10 @@ const PROGRESS_EVERY: Duration = Duration::from_millis(200);
 
 /// One stream to one peer, from its beginning to its end. Its successor is another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct LineId(u64);
+pub struct LineId(pub u64);
 
 /// Everything that can happen to the agent.
-enum Event {
+pub enum Event {
     /// A stream is there; what is sent into it goes to that peer.
     Up(LineId, mpsc::Sender<FromWorker>),
     /// A peer said something.
@@ -88,9 +87,9 @@ pub struct Tools {
     /// Bytes.
     pub data: Arc<dyn Data>,
     /// Looks into running pods.
-    pub inspector: Inspector,
+    pub inspector: Arc<dyn Inspect>,
     /// Looks at the node.
-    pub surveyor: Surveyor,
+    pub surveyor: Arc<dyn Survey>,
     /// Counts.
     pub metrics: Metrics,
 }
@@ -105,7 +104,7 @@ struct Agent {
     desk: Desk,
     journal: Journal,
     performer: Arc<Performer>,
-    surveyor: Arc<Surveyor>,
+    surveyor: Arc<dyn Survey>,
     metrics: Metrics,
     lines: BTreeMap<LineId, Outbound>,
     events: mpsc::Sender<Event>,
@@ -113,8 +112,24 @@ struct Agent {
 
 /// Serves the orchestrator until the process ends. An error means that the worker can't remember any more.
 pub async fn run(tools: Tools) -> Result<(), JournalError> {
+    let (events, queue) = mpsc::channel(EVENTS_MAX);
+    tokio::spawn(lines::keep(line::Dialer {
+        config: tools.config.clone(),
+        journal: tools.journal.clone(),
+        boot_id: tools.holder.boot_id.clone(),
+        events: events.clone(),
+    }));
+    serve(tools, events, queue).await
+}
+
+/// Serves whoever holds lines and puts what is heard on them into `events`: [`lines`], or a simulation.
+pub async fn serve(
+    tools: Tools,
+    events: mpsc::Sender<Event>,
+    mut queue: mpsc::Receiver<Event>,
+) -> Result<(), JournalError> {
     let Tools {
-        config,
+        config: _,
         journal,
         holder,
         data,
@@ -122,8 +137,6 @@ pub async fn run(tools: Tools) -> Result<(), JournalError> {
         surveyor,
         metrics,
     } = tools;
-    let (events, mut queue) = mpsc::channel(EVENTS_MAX);
-    let boot_id = holder.boot_id.clone();
     let performer = Performer {
         journal: journal.clone(),
         holder,
@@ -131,17 +144,11 @@ pub async fn run(tools: Tools) -> Result<(), JournalError> {
         inspector,
         metrics: metrics.clone(),
     };
-    tokio::spawn(lines::keep(line::Dialer {
-        config: config.clone(),
-        journal: journal.clone(),
-        boot_id,
-        events: events.clone(),
-    }));
     let mut agent = Agent {
         desk: Desk::default(),
         journal,
         performer: Arc::new(performer),
-        surveyor: Arc::new(surveyor),
+        surveyor,
         metrics,
         lines: BTreeMap::new(),
         events,
@@ -150,6 +157,7 @@ pub async fn run(tools: Tools) -> Result<(), JournalError> {
     survey.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
+            biased;
             event = queue.recv() => match event {
                 Some(event) => agent.handle(event).await?,
                 None => return Ok(()),
@@ -160,7 +168,7 @@ pub async fn run(tools: Tools) -> Result<(), JournalError> {
 }
 
 /// The first words on a stream.
-async fn hello(
+pub async fn hello(
     config: &Config,
     journal: &Journal,
     boot_id: &str,
@@ -247,7 +255,7 @@ impl Agent {
             to_worker::Kind::Ping(ping) => {
                 let pong = Pong {
                     call: ping.call,
-                    worker_unix_ns: now_unix_ns(),
+                    worker_unix_ns: self.performer.holder.node.unix_ns(),
                 };
                 self.send(line, from_worker::Kind::Pong(pong));
             }

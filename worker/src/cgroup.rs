@@ -207,7 +207,8 @@ impl Cgroups {
         Ok(frozen)
     }
 
-    fn pod(&self, folder: PathBuf, uid: &str) -> Result<PodCgroup, CgroupError> {
+    /// A cgroup whose folder is known.
+    pub(crate) fn pod(&self, folder: PathBuf, uid: &str) -> Result<PodCgroup, CgroupError> {
         if !carries(&folder, uid) {
             return Err(CgroupError::NotThePod {
                 folder,

@@ -88,6 +88,11 @@ pub struct ContainerdError {
 }
 
 impl ContainerdError {
+    /// What was being done to what, and what the runtime said.
+    pub fn new(doing: &'static str, object: impl Into<String>, status: Status) -> Self {
+        said(doing, object)(status)
+    }
+
     /// There is no such thing.
     pub fn is_not_found(&self) -> bool {
         self.status.code() == Code::NotFound

@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use async_trait::async_trait;
 use proto::worker::{Finding, Inventory, Severity};
 
 use crate::{
@@ -36,7 +37,14 @@ const CRIU_FOR_PASSCRED: [u64; 3] = [4, 2, 0];
 /// containerd's setting for the versions that have restore switched off, as letters only.
 const RESTORE_SETTING: &str = "enableexperimentalrestoreviacreate";
 
-/// Looks at the node.
+/// Looks at the node. The second implementation is the simulator's.
+#[async_trait]
+pub trait Survey: Send + Sync {
+    /// Everything that the planner wants to know of this node.
+    async fn survey(&self) -> Inventory;
+}
+
+/// Looks at the node we run on.
 #[derive(Clone, Debug)]
 pub struct Surveyor {
     /// The runtime.
@@ -63,9 +71,9 @@ struct Seen {
     kubelet: Option<Probe>,
 }
 
-impl Surveyor {
-    /// Everything that the planner wants to know of this node.
-    pub async fn survey(&self) -> Inventory {
+#[async_trait]
+impl Survey for Surveyor {
+    async fn survey(&self) -> Inventory {
         let criu = self.program("criu").await;
         let oci = self.program("runc").await;
         let uname = rustix::system::uname();
@@ -117,7 +125,9 @@ impl Surveyor {
             cpu_model: cpu_line(&cpu, &["model name", "CPU part"]),
         }
     }
+}
 
+impl Surveyor {
     /// What `PROGRAM --version` prints on the node; nothing when it is not there.
     async fn program(&self, name: &str) -> Option<String> {
         let own = std::env::current_exe().ok()?;

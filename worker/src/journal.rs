@@ -18,7 +18,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-pub use keeper::{Journal, Urgency};
+pub use keeper::{Journal, Request, Urgency};
 pub use memory::{Archive, HoldFacts, Memory, Migration};
 
 /// What a worker can be asked to do; the names are those of the wire.

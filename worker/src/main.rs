@@ -12,7 +12,7 @@ use worker::{
     config::Config,
     containerd::Containerd,
     data::{Data, DataPath},
-    hold::Holder,
+    hold::{Holder, ThisNode},
     images::Images,
     inspect::Inspector,
     inventory::{self, Surveyor},
@@ -89,25 +89,27 @@ fn tools(config: Config) -> Result<Tools> {
     });
     Ok(Tools {
         holder: Holder {
-            containerd: containerd.clone(),
-            cgroups: cgroups.clone(),
+            node: Arc::new(ThisNode {
+                containerd: containerd.clone(),
+                cgroups: cgroups.clone(),
+                proc: PROC.into(),
+            }),
             checkpointer: Arc::new(kubelet.clone()),
             journal: journal.clone(),
             boot_id: boot_id.trim().to_owned(),
-            proc: PROC.into(),
         },
-        inspector: Inspector {
+        inspector: Arc::new(Inspector {
             containerd: containerd.clone(),
             proc: PROC.into(),
             node_root: config.node_root.clone(),
-        },
-        surveyor: Surveyor {
+        }),
+        surveyor: Arc::new(Surveyor {
             containerd,
             kubelet,
             cgroups,
             node_root: config.node_root.clone(),
             state_dir: config.state_dir.clone(),
-        },
+        }),
         data,
         journal,
         metrics: Metrics::new().context("make the metrics")?,

@@ -1,7 +1,7 @@
 //! What Prometheus and the kubelet's probes see: /metrics, /healthz, /readyz. Ready means that a peer of the
 //! orchestrator has welcomed us on a stream that still stands.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, time::Duration};
 
 use axum::{Router, http::StatusCode, routing::get};
 use prometheus::{
@@ -13,7 +13,6 @@ use crate::journal::StepKind;
 
 /// Seconds; a release takes some 0.05, a hold of a large pod minutes.
 const STEP_BUCKETS: [f64; 10] = [0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0, 300.0];
-const NANOSECONDS: f64 = 1e9;
 
 /// Counters of this worker; clones count together.
 #[derive(Clone, Debug)]
@@ -51,14 +50,14 @@ impl Metrics {
     }
 
     /// A step has ended.
-    pub fn step(&self, kind: StepKind, outcome: Outcome, took_ns: u64) {
+    pub fn step(&self, kind: StepKind, outcome: Outcome, took: Duration) {
         let kind = format!("{kind:?}").to_lowercase();
         self.steps
             .with_label_values(&[kind.as_str(), &outcome.as_str_name().to_lowercase()])
             .inc();
         self.seconds
             .with_label_values(&[kind.as_str()])
-            .observe(took_ns as f64 / NANOSECONDS);
+            .observe(took.as_secs_f64());
     }
 
     /// So many peers of the orchestrator have welcomed us on a stream that stands.
@@ -108,7 +107,7 @@ mod tests {
         assert_eq!(ask("readyz").await.unwrap().status(), 503);
         metrics.streams(3);
         assert_eq!(ask("readyz").await.unwrap().status(), 200);
-        metrics.step(StepKind::Hold, Outcome::Done, 1_000_000_000);
+        metrics.step(StepKind::Hold, Outcome::Done, Duration::from_secs(1));
         let text = ask("metrics").await.unwrap().text().await.unwrap();
         assert!(
             text.contains("longshore_worker_steps_total{outcome=\"done\",step=\"hold\"} 1"),

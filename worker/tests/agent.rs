@@ -29,7 +29,7 @@ use worker::{
     checkpoint::kubelet::Kubelet,
     config::Config,
     containerd::Containerd,
-    hold::Holder,
+    hold::{Holder, ThisNode},
     inspect::Inspector,
     inventory::Surveyor,
     journal::Journal,
@@ -70,30 +70,32 @@ impl Node {
         let kubelet = Kubelet::new(&config);
         let tools = Tools {
             holder: Holder {
-                containerd: containerd.clone(),
-                cgroups: cgroups.clone(),
+                node: Arc::new(ThisNode {
+                    containerd: containerd.clone(),
+                    cgroups: cgroups.clone(),
+                    proc: "/proc".into(),
+                }),
                 checkpointer: Arc::new(kubelet.clone()),
                 journal: journal.clone(),
                 boot_id: "boot".into(),
-                proc: "/proc".into(),
             },
             data: Arc::new(Pocket {
                 folder: path(""),
                 slow: self.slow,
                 delivered: self.delivered.clone(),
             }),
-            inspector: Inspector {
+            inspector: Arc::new(Inspector {
                 containerd: containerd.clone(),
                 proc: "/proc".into(),
                 node_root: "/".into(),
-            },
-            surveyor: Surveyor {
+            }),
+            surveyor: Arc::new(Surveyor {
                 containerd,
                 kubelet,
                 cgroups,
                 node_root: "/".into(),
                 state_dir: path("state"),
-            },
+            }),
             metrics: Metrics::new().unwrap(),
             journal,
             config,

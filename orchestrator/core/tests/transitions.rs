@@ -42,6 +42,14 @@ fn every_phase_and_every_command_is_as_printed() {
                 at_ms: 2,
             },
         ));
+        for (name, node) in [("source is dead", "node1"), ("target is dead", "node2")] {
+            let command = Command::DeclareDead {
+                id: id.clone(),
+                node: node.into(),
+                at_ms: 2,
+            };
+            commands.push((name.to_owned(), command));
+        }
         commands.push((
             "stale report".to_owned(),
             Command::Report {
@@ -65,16 +73,19 @@ fn every_phase_and_every_command_is_as_printed() {
                 Ok(Applied::Registered(_)) => unreachable!("nothing registers here"),
                 Err(Rejection::Stale { .. }) => "refused: stale".to_owned(),
                 Err(Rejection::TooLate(_)) => "refused: too late".to_owned(),
+                Err(Rejection::NotItsNode(_)) => "refused: not its node".to_owned(),
                 Err(Rejection::NoSuchMigration(_)) => unreachable!("it is there"),
             };
             table.push_str(&format!("{:<12} {name:<24} {becomes}\n", phase.to_string()));
         }
     }
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/transitions.txt");
     if std::env::var_os("LONGSHORE_BLESS").is_some() {
-        std::fs::write(path, &table).unwrap();
+        // Of the checkout that runs the test, which need not be the one that built it.
+        let checkout = std::env::var("CARGO_MANIFEST_DIR").unwrap();
+        std::fs::write(format!("{checkout}/tests/transitions.txt"), &table).unwrap();
+        return;
     }
-    let expected = std::fs::read_to_string(path).unwrap();
+    let expected = include_str!("transitions.txt");
     assert!(
         table == expected,
         "the table changed; if that is meant, bless it:\n{table}"

@@ -13,8 +13,8 @@ use raft::{
     eraftpb::{ConfState, Entry, HardState, Message, Snapshot},
 };
 
-use super::core::Members;
-pub use disk::{Disk, DiskError, Founding, Owner};
+use super::{core::Members, format::state_from_bytes};
+pub use disk::{Disk, DiskError, Founding, Owner, founding};
 
 mod disk;
 
@@ -211,4 +211,61 @@ pub struct Loaded {
     pub members: ConfState,
     /// Index and term of the snapshot.
     pub applied: (u64, u64),
+}
+
+impl Loaded {
+    /// From what the same writes would have left on a disk of the caller's making: a simulation's.
+    ///
+    /// # Errors
+    /// When the snapshot can't be understood, or entries are missing.
+    pub fn from_writes<'a>(
+        writes: impl IntoIterator<Item = &'a WriteTask>,
+    ) -> Result<Self, DiskError> {
+        let mut cache = Cache::default();
+        for task in writes {
+            if let Some(SnapshotWrite::Received(snapshot)) = &task.snapshot {
+                cache.install(snapshot.clone());
+            }
+            if let Some(first) = task.entries.first().filter(|e| e.index > cache.last() + 1) {
+                return Err(DiskError::Gap {
+                    last: cache.last(),
+                    found: first.index,
+                });
+            }
+            cache.append(&task.entries);
+            if let Some(hard_state) = &task.hard_state {
+                cache.hard_state = hard_state.clone();
+            }
+            if let Some(SnapshotWrite::Taken {
+                snapshot,
+                compacted,
+            }) = &task.snapshot
+            {
+                cache.snapshot = snapshot.clone();
+                while cache.compacted.0 < compacted.0 && cache.entries.pop_front().is_some() {
+                    cache.compacted.0 += 1;
+                }
+                cache.compacted = *compacted;
+            }
+        }
+        Self::from_cache(cache)
+    }
+
+    fn from_cache(mut cache: Cache) -> Result<Self, DiskError> {
+        let metadata = cache.snapshot.get_metadata();
+        let members = metadata.get_conf_state().clone();
+        let applied = (metadata.index, metadata.term);
+        let state = if metadata.index == 0 {
+            State::default()
+        } else {
+            state_from_bytes(cache.snapshot.get_data())?
+        };
+        cache.founding = members.clone();
+        Ok(Self {
+            cache,
+            state,
+            members,
+            applied,
+        })
+    }
 }

@@ -13,6 +13,7 @@ use tokio::{
 };
 
 use crate::{
+    clock::SystemTimeOfDay,
     consensus::{core::Leadership, node::Log},
     desk::Desk,
     driver::{Driver, Propose},
@@ -80,12 +81,14 @@ impl Leading {
         let world = World {
             cluster: Arc::new(RealCluster::new(client.clone())),
             nodes: Arc::new(workers.clone()),
+            clock: Arc::new(SystemTimeOfDay),
         };
         let driver = Driver {
             perform: Arc::new(world.clone()),
             propose: proposer.clone(),
             state: log.state(),
             leader: leader.clone(),
+            clock: Arc::new(SystemTimeOfDay),
         };
         part("driver", Box::pin(driver.run()));
         let (intake_out, intake_in) = mpsc::channel(INTAKE_QUEUED_MAX);

@@ -4,16 +4,19 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
+use axum::http::{Request, Response, StatusCode};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::{
     Api, Client,
-    api::{ObjectMeta, PostParams},
+    api::{ListParams, ObjectMeta, PostParams},
+    client::Body,
 };
 use orchestrator_core::{
     id::{MigrationId, NodeName, PodUid},
     migration::Image,
     plan::{Plan, PlannedContainer},
     refusal::Finding,
+    view::{NodeView, TaintView},
 };
 
 use super::{
@@ -33,6 +36,9 @@ const PREPULL_WITHIN: Duration = Duration::from_secs(100);
 /// A quota counts the source for some moments after it is gone: a refused creation is tried this often.
 const CREATE_TRIES: u32 = 8;
 const CREATE_AGAIN_AFTER: Duration = Duration::from_millis(250);
+
+/// Every kubelet sets it.
+const ARCHITECTURE_LABEL: &str = "kubernetes.io/arch";
 
 /// What the kubelet says of a container that won't come up by waiting: its restore was tried and failed, or it ran.
 const BROKEN: [&str; 4] = [
@@ -57,6 +63,31 @@ impl RealCluster {
             pods: Pods::new(client.clone()),
             client,
         }
+    }
+
+    /// On an API server of the caller's making: method, path with query, and body in; status and body out, or nothing
+    /// when the connection broke. The other one is the simulator's.
+    #[must_use]
+    pub fn on<A, F>(answer: A) -> Self
+    where
+        A: Fn(String, String, Vec<u8>) -> F + Clone + Send + 'static,
+        F: Future<Output = Option<(u16, Vec<u8>)>> + Send + 'static,
+    {
+        let service = tower::service_fn(move |request: Request<Body>| {
+            let answer = answer.clone();
+            async move {
+                let (parts, body) = request.into_parts();
+                let body = body.collect_bytes().await.map_err(std::io::Error::other)?;
+                let broke = || std::io::Error::other("the connection broke");
+                let (method, path) = (parts.method.to_string(), parts.uri.to_string());
+                let (status, bytes) = answer(method, path, body.into()).await.ok_or_else(broke)?;
+                let mut response = Response::new(Body::from(bytes));
+                *response.status_mut() =
+                    StatusCode::from_u16(status).map_err(std::io::Error::other)?;
+                Ok::<_, std::io::Error>(response)
+            }
+        });
+        Self::new(Client::new(service, "default"))
     }
 
     /// Would the API server admit the target's pod? Asked under another name, for the source still has its own.
@@ -197,6 +228,35 @@ impl Cluster for RealCluster {
         }
     }
 
+    async fn other_nodes(&self, plan: &Plan) -> Result<Vec<NodeName>, ClusterError> {
+        let what = "look for another node";
+        let api: Api<Node> = Api::all(self.client.clone());
+        let found = bounded(what, api.list(&ListParams::default())).await;
+        let found = found.map_err(|error| unclear(what, &error))?;
+        let nodes: Vec<NodeView> = found.items.iter().map(view::node).collect();
+        let architecture = |name: &NodeName| {
+            let node = nodes.iter().find(|node| node.name.as_ref() == Some(name));
+            node.and_then(|node| node.labels.get(ARCHITECTURE_LABEL))
+        };
+        let wanted = architecture(&plan.target);
+        let fits = |node: &&NodeView| {
+            let label = node.labels.get(ARCHITECTURE_LABEL);
+            let keeps_off = |taint: &TaintView| taint.effect != "PreferNoSchedule";
+            node.ready
+                && !node.cordoned
+                && (wanted.is_none() || label == wanted)
+                && !node.taints.iter().any(keeps_off)
+        };
+        let mut names: Vec<NodeName> = nodes
+            .iter()
+            .filter(fits)
+            .filter_map(|node| node.name.clone())
+            .filter(|name| *name != plan.source && *name != plan.target)
+            .collect();
+        names.sort();
+        Ok(names)
+    }
+
     async fn create(
         &self,
         plan: &Plan,
@@ -278,6 +338,11 @@ impl Cluster for RealCluster {
         }))
     }
 
+    async fn settle_restored(&self, plan: &Plan, uid: &PodUid) -> Result<(), ClusterError> {
+        let settled = self.pods.settle_target(&plan.pod, uid).await;
+        settled.map_err(|error| unclear("take our finalizer off the restored pod", &error))
+    }
+
     async fn delete_restored(&self, plan: &Plan, uid: &PodUid) -> Result<(), ClusterError> {
         let deleted = self.pods.delete_target(&plan.pod, uid).await;
         deleted.map_err(|error| unclear("delete the restored pod", &error))
@@ -287,6 +352,7 @@ impl Cluster for RealCluster {
         &self,
         plan: &Plan,
         id: &MigrationId,
+        node: &NodeName,
         containers: &[String],
     ) -> Result<(), ClusterError> {
         let what = "pull the base images";
@@ -302,7 +368,7 @@ impl Cluster for RealCluster {
         let wanted = Wanted {
             like: &like,
             containers: &wanted,
-            node: &plan.target,
+            node,
             migration: id,
         };
         match prepull(&self.client, &wanted, PREPULL_WITHIN).await {

@@ -6,6 +6,7 @@
 //!                          2 delete it (UID, no grace)
 //!                          3 take the finalizer off: the name is free
 //! target   create_target   the name is the fence: there is one pod of it
+//!          settle_target   its finalizer off, once the log knows that it was restored
 //! undo     release_source  finalizer and notes off; delete_target (UID)
 //! ```
 //!
@@ -28,6 +29,9 @@ use super::call::{CallError, bounded, if_there};
 
 /// Keeps the source's object, and thereby its name and the news of its deletion.
 pub const HOLD_FINALIZER: &str = "longshore.dev/hold";
+/// Keeps the target's object until the log knows that it was restored: deleted by a user before, it must be seen as
+/// deleted, or whoever finds nothing takes it for not made yet and makes it again.
+pub const RESTORING_FINALIZER: &str = "longshore.dev/restoring";
 /// On the source: the migration that holds it.
 pub const HELD_ANNOTATION: &str = "longshore.dev/held-for";
 /// On the source: the migration that has committed and deletes it.
@@ -303,12 +307,36 @@ impl Pods {
         })
     }
 
+    /// Takes our finalizer off the target pod: from here its deletion is Kubernetes' alone. Repeating changes nothing.
+    ///
+    /// # Errors
+    /// When the API server gives no clear answer.
+    pub async fn settle_target(&self, pod: &PodRef, uid: &PodUid) -> Result<(), CallError> {
+        for _ in 0..ROUNDS_MAX {
+            let found = self.get(pod).await?;
+            let Some(object) = found.filter(|found| uid_of(found) == *uid) else {
+                return Ok(());
+            };
+            let finalizers = object.metadata.finalizers.iter().flatten();
+            let rest: Vec<_> = finalizers.filter(|f| *f != RESTORING_FINALIZER).collect();
+            if object.metadata.finalizers.iter().flatten().count() == rest.len() {
+                return Ok(());
+            }
+            let change = json!({ "finalizers": rest });
+            if self.patch(pod, &object, "settle", change).await? {
+                return Ok(());
+            }
+        }
+        Err(unsettled("settle", pod))
+    }
+
     /// Deletes the target pod at once; Ok: no pod of this UID has the name any more, or soon. Repeating is harmless.
     ///
     /// # Errors
     /// When the API server gives no clear answer.
     pub async fn delete_target(&self, pod: &PodRef, uid: &PodUid) -> Result<(), CallError> {
-        self.delete(pod, uid).await
+        self.delete(pod, uid).await?;
+        self.settle_target(pod, uid).await
     }
 
     /// With UID and without grace. Not there, or another pod there by now, is done.

@@ -19,7 +19,10 @@ use orchestrator_core::{
 
 use super::{
     origin::{IMAGES_ANNOTATION, Origin},
-    pods::{COMMITTED_ANNOTATION, HELD_ANNOTATION, HOLD_FINALIZER, MIGRATION_ANNOTATION},
+    pods::{
+        COMMITTED_ANNOTATION, HELD_ANNOTATION, HOLD_FINALIZER, MIGRATION_ANNOTATION,
+        RESTORING_FINALIZER,
+    },
 };
 
 /// Admission names the API token's volume like this, and adds it again.
@@ -199,6 +202,7 @@ pub fn with_images(
     let annotations = pod.metadata.annotations.get_or_insert_default();
     annotations.insert(MIGRATION_ANNOTATION.to_owned(), migration.0.clone());
     annotations.insert(IMAGES_ANNOTATION.to_owned(), origins);
+    pod.metadata.finalizers = Some(vec![RESTORING_FINALIZER.to_owned()]);
     Ok(pod)
 }
 

@@ -13,16 +13,17 @@
 //! A restore that reports an error is not yet proof that nothing runs: the target's object is deleted, and its worker
 //! must say that the runtime has no container of it and that the registry is silent. Only that is `Failed`.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use orchestrator_core::{
     id::{NodeName, PodUid},
     migration::{Done, Image, Outcome, Restored},
+    refusal::Finding,
 };
 use proto::worker::{self as wire, answer, question, step_request, verified_container::Origin};
+use tokio::time::Instant;
 
-use super::{Act, Deletion, Ended, SHORT_STEP_WITHIN, SourceObject, wire_images};
-use crate::{driver::unix_ms, workers::unix_ns};
+use super::{Act, Deletion, Ended, RestoredObject, SHORT_STEP_WITHIN, SourceObject, wire_images};
 
 /// How long a confirmation of the hold is trusted: shorter than any reboot.
 pub const HOLD_LEASE: Duration = Duration::from_secs(5);
@@ -41,7 +42,11 @@ impl Act<'_> {
     pub(super) async fn restore(&mut self) -> Result<Outcome, Ended> {
         let target = self.plan.target.clone();
         let images = self.migration.images.clone();
-        let uid = match self.world.cluster.restored(self.plan, &self.due.id).await? {
+        let made = self.world.cluster.restored(self.plan, &self.due.id).await?;
+        if self.is_dead(&target) {
+            return Err(self.without_target(made).await?);
+        }
+        let uid = match made {
             Some(made) if made.deleting => return Err(Ended::pod_deleted(self.plan)),
             Some(made) => made.uid,
             None => self.hand_over(&target, &images).await?,
@@ -51,17 +56,46 @@ impl Act<'_> {
             .map(|restored| Outcome::Done(Done::Restored(restored)))
     }
 
+    /// The target's node is dead by a person's word, so nothing of it runs: that is the proof, whatever it had begun.
+    async fn without_target(&mut self, made: Option<RestoredObject>) -> Result<Ended, Ended> {
+        let word = format!("node {} was declared dead", self.plan.target);
+        if let Some(made) = made {
+            if made.deleting {
+                return Err(Ended::pod_deleted(self.plan));
+            }
+            self.world
+                .cluster
+                .delete_restored(self.plan, &made.uid)
+                .await?;
+        } else if !self.is_dead(&self.plan.source)
+            && self.world.cluster.source(self.plan).await? == SourceObject::Present
+        {
+            return Ok(Ended(Outcome::NotBegun(Finding::new(
+                "TargetDeclaredDead",
+                word,
+                "",
+            ))));
+        }
+        Ok(Ended::failed("TargetDeclaredDead", word))
+    }
+
     async fn hand_over(&mut self, target: &NodeName, images: &[Image]) -> Result<PodUid, Ended> {
-        let started = unix_ns();
+        let started = self.world.clock.unix_ns();
         let confirmed = Instant::now();
-        let held = self.hold_confirmed().await?;
+        let dead = self.is_dead(&self.plan.source);
+        // A dead node runs nothing, and a person has said so: there is nothing to confirm and no lease to keep.
+        let held = if dead {
+            Ok(())
+        } else {
+            self.hold_confirmed().await?
+        };
         if let Err(lost) = &held
             && self.world.cluster.source(self.plan).await? == SourceObject::Present
         {
             return Err(Ended(Outcome::NotBegun(lost.clone())));
         }
         self.span("confirm hold", started);
-        let started = unix_ns();
+        let started = self.world.clock.unix_ns();
         match self
             .world
             .cluster
@@ -76,13 +110,13 @@ impl Act<'_> {
             // Its object had gone before we asked, by our own hand in an earlier life: its kubelet ends it, and where
             // no hold can be confirmed only the proof that it is gone will do.
             self.destroy_source().await?;
-        } else if confirmed.elapsed() > HOLD_LEASE {
+        } else if !dead && confirmed.elapsed() > HOLD_LEASE {
             return Err(Ended::unknown(
                 "LeaseLapsed",
                 "the hold's confirmation is too old, it is asked for again",
             ));
         }
-        let started = unix_ns();
+        let started = self.world.clock.unix_ns();
         let created = self
             .world
             .cluster
@@ -110,7 +144,7 @@ impl Act<'_> {
         uid: &PodUid,
         images: &[Image],
     ) -> Result<Restored, Ended> {
-        let started = unix_ns();
+        let started = self.world.clock.unix_ns();
         let mut looked_at_object = Instant::now();
         loop {
             match self.origins(node, uid).await? {
@@ -146,7 +180,7 @@ impl Act<'_> {
         images: &[Image],
     ) -> Result<Option<Ended>, Ended> {
         let entered_ms = self.migration.attempted_ms;
-        let late = unix_ms().saturating_sub(entered_ms) > RESTORE_WITHIN_MS;
+        let late = self.world.clock.unix_ms().saturating_sub(entered_ms) > RESTORE_WITHIN_MS;
         match self.world.cluster.restored(self.plan, &self.due.id).await? {
             None => Ok(Some(Ended::pod_deleted(self.plan))),
             Some(object) if object.deleting || object.uid != *uid => {
@@ -221,7 +255,7 @@ impl Act<'_> {
         images: &[Image],
         reason: String,
     ) -> Result<Ended, Ended> {
-        let started = unix_ns();
+        let started = self.world.clock.unix_ns();
         self.world.cluster.delete_restored(self.plan, uid).await?;
         self.withdraw(node, Some(uid), images).await?;
         self.span("withdraw", started);

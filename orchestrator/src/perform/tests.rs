@@ -4,6 +4,7 @@
 //! in which it dies right after it, one in which the answer is lost, and one in which the effect fails; each run must
 //! end, never show two running copies, and never be without both a running copy and a durable checkpoint.
 
+mod dead;
 mod model;
 
 use std::{sync::Arc, time::Duration};
@@ -19,7 +20,8 @@ use tokio::sync::{Mutex, watch};
 
 use super::World;
 use crate::{
-    driver::{Driver, Propose, unix_ms},
+    clock::{SystemTimeOfDay, unix_ms},
+    driver::{Driver, Propose},
     janitor::Clear,
 };
 
@@ -116,12 +118,14 @@ async fn run(model: &Arc<Model>) -> Migration {
         let world = World {
             cluster: Arc::clone(model) as _,
             nodes: Arc::clone(model) as _,
+            clock: Arc::new(SystemTimeOfDay),
         };
         let driver = Driver {
             perform: Arc::new(world),
             propose: Arc::clone(&log) as _,
             state: log.state.subscribe(),
             leader: watch::Sender::new(true).subscribe(),
+            clock: Arc::new(SystemTimeOfDay),
         };
         let (_keep, leader) = watch::channel(true);
         let driver = tokio::spawn(Driver { leader, ..driver }.run());
@@ -336,6 +340,7 @@ async fn what_an_undo_leaves_is_remembered_and_cleared_away_later() {
     let world = World {
         cluster: Arc::clone(&model) as _,
         nodes: Arc::clone(&model) as _,
+        clock: Arc::new(SystemTimeOfDay),
     };
     assert_eq!(world.clear(&"m".into(), &ended).await, None);
 }

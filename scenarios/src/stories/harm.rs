@@ -162,6 +162,14 @@ impl Drop for Killed<'_> {
     }
 }
 
+/// A CRIU that restores and dumps nothing. It still says its version, or the worker, which looks every 30 s, would
+/// rightly refuse the migration.
+pub const LAME_CRIU: &str = "criu=$(command -v criu); cp -a $criu $criu.whole; \
+     printf '#!/bin/sh\\ncase \"$*\" in *version*) exec %s.whole \"$@\";; esac\\nexit 1\\n' $criu > $criu.lame; \
+     chmod 755 $criu.lame; mv $criu.lame $criu";
+/// Undoes that.
+pub const WHOLE_CRIU: &str = "criu=$(command -v criu); mv $criu.whole $criu";
+
 /// Something done in a node by a shell command, undone by another when dropped.
 pub struct Changed<'a> {
     stage: &'a Stage,

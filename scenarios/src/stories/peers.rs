@@ -37,11 +37,6 @@ pub struct Peer {
 }
 
 impl Peer {
-    /// The one of this ordinal.
-    pub fn of(stage: &Stage, ordinal: u8) -> Result<Self> {
-        Self::named(stage, &format!("{PEERS}-{ordinal}"))
-    }
-
     /// The one that leads and has a majority behind it.
     pub fn leader(stage: &Stage) -> Result<Self> {
         wait_for("a peer to lead", MENDED_WITHIN, || {
@@ -57,6 +52,15 @@ impl Peer {
             }
             Ok(None)
         })
+    }
+
+    /// One that follows.
+    pub fn follower(stage: &Stage) -> Result<Self> {
+        let leader = Self::leader(stage)?;
+        let ordinal = (0..PEER_COUNT)
+            .find(|ordinal| format!("{PEERS}-{ordinal}") != leader.pod)
+            .context("there is a peer that follows")?;
+        Self::named(stage, &format!("{PEERS}-{ordinal}"))
     }
 
     fn named(stage: &Stage, name: &str) -> Result<Self> {

@@ -20,7 +20,7 @@ use super::{
     witness::Witness,
 };
 use crate::{
-    deploy::{NAMESPACE, PEER_COUNT, PEER_STATE, PEERS},
+    deploy::{NAMESPACE, PEER_STATE, PEERS},
     process::wait_for,
 };
 
@@ -128,16 +128,12 @@ fn peer_replacement(stage: &Stage) -> Result<()> {
     ledger_with(stage, 0)?;
     let witness = Witness::of(stage, "ledger")?;
     let before = voters(stage)?;
-    let leader = Peer::leader(stage)?;
-    let follower = (0..PEER_COUNT)
-        .find(|ordinal| format!("{PEERS}-{ordinal}") != leader.pod)
-        .context("there is a follower")?;
-    let lost = Peer::of(stage, follower)?;
+    let lost = Peer::follower(stage)?;
     let to = other_node(stage)?;
     let mut journey = Journey::begin(stage, "ledger", to, &[])?;
     journey.reaches("Holding")?;
     // It writes into files that have no name any more, until its pod is made anew.
-    let wipe = format!("rm -rf {PEER_STATE}{follower}/*");
+    let wipe = format!("rm -rf {PEER_STATE}/{}/*", lost.pod);
     shell(&stage.lab, lost.node, &wipe)?;
     let delete = [
         "-n",

@@ -9,15 +9,15 @@ use proto::worker::{
     step_report::{Outcome, Result as StepResult},
     step_request,
 };
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     data::{Data, DataError, ProgressFn},
     hold::{HoldError, Holder, Timeline},
-    inspect::Inspector,
+    inspect::Inspect,
     journal::{Entry, Journal, StepKey, StepKind, Urgency},
     metrics::Metrics,
-    spans::now_unix_ns,
 };
 
 /// Performs steps and answers questions.
@@ -29,7 +29,7 @@ pub struct Performer {
     /// Bytes.
     pub data: Arc<dyn Data>,
     /// Looks into running pods.
-    pub inspector: Inspector,
+    pub inspector: Arc<dyn Inspect>,
     /// Counts.
     pub metrics: Metrics,
 }
@@ -100,7 +100,7 @@ impl Performer {
         progress: &ProgressFn,
         superseded: &CancellationToken,
     ) -> StepReport {
-        let start = now_unix_ns();
+        let start = Instant::now();
         if let Err(error) = self
             .journal
             .append(vec![Entry::Begun(key.clone())], urgency(key.kind))
@@ -133,11 +133,7 @@ impl Performer {
                 ),
             );
         }
-        self.metrics.step(
-            key.kind,
-            done.outcome(),
-            now_unix_ns().saturating_sub(start),
-        );
+        self.metrics.step(key.kind, done.outcome(), start.elapsed());
         self.after(key, request, done.outcome()).await;
         let (migration, revision, kind, outcome) =
             (&key.migration, key.revision, key.kind, done.outcome());

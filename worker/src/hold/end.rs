@@ -7,9 +7,8 @@ use std::{
 
 use proto::worker::{Pod, Released};
 
-use super::{HoldError, Holder, Sight, Timeline, now_unix_ns, see};
+use super::{HoldError, Holder, Sight, Timeline, see};
 use crate::{
-    checkpoint::dump,
     containerd::TaskState,
     journal::{Entry, HoldFacts, Urgency},
 };
@@ -25,7 +24,7 @@ const TERM_OR_KILL: u64 = 1 << (15 - 1) | 1 << (9 - 1);
 /// runc's word for a container that is not frozen.
 const NOT_PAUSED: &str = "container not paused";
 /// Where the kubelet puts archives, below its own folder.
-const KUBELET_CHECKPOINTS: &str = "/var/lib/kubelet/checkpoints";
+pub(super) const KUBELET_CHECKPOINTS: &str = "/var/lib/kubelet/checkpoints";
 
 impl Holder {
     /// Thaws and resumes the pod, proves that it runs, and removes its archives. A pod that is gone is no error.
@@ -38,17 +37,17 @@ impl Holder {
         pod: &Pod,
         timeline: &mut Timeline,
     ) -> Result<Released, HoldError> {
-        let start = now_unix_ns();
+        let start = self.node.unix_ns();
         let hold = self.journal.recall().await?.migration(migration).hold;
         for container in &pod.containers {
-            if !dump::end(&container.container_id).await {
+            if !self.node.end_dump(&container.container_id).await {
                 return Err(HoldError::DumpStuck {
                     container: container.name.clone(),
                 });
             }
         }
         let was_frozen = self.thaw(&pod.uid).await?;
-        let seen = see(&self.containerd, &pod.uid).await?;
+        let seen = see(self.node.as_ref(), &pod.uid).await?;
         let paused: Vec<&str> = pod
             .containers
             .iter()
@@ -61,9 +60,9 @@ impl Holder {
         for id in &paused {
             self.resume(&pod.uid, id).await?;
         }
-        let resumed_unix_ns = now_unix_ns();
-        timeline.ended("resume", start);
-        let now = see(&self.containerd, &pod.uid).await?;
+        let resumed_unix_ns = self.node.unix_ns();
+        timeline.ended("resume", start, resumed_unix_ns);
+        let now = see(self.node.as_ref(), &pod.uid).await?;
         let detail = if now.is_empty() {
             "the pod is gone from this node".to_owned()
         } else {
@@ -88,14 +87,14 @@ impl Holder {
     /// Undoes lock 1. A dump that was ended midway leaves the container thawed while containerd still counts it as
     /// paused, and its runtime resumes only what is frozen: then it is frozen again for that moment.
     async fn resume(&self, uid: &str, id: &str) -> Result<(), HoldError> {
-        let Err(error) = self.containerd.resume(id).await else {
+        let Err(error) = self.node.resume(id).await else {
             return Ok(());
         };
-        let cgroup = self.cgroups.find(uid)?;
+        let cgroup = self.node.find_cgroup(uid)?;
         match cgroup.filter(|_| error.to_string().contains(NOT_PAUSED)) {
             Some(cgroup) => {
-                cgroup.freeze_container(id).await?;
-                Ok(self.containerd.resume(id).await?)
+                self.node.freeze_container(&cgroup, uid, id).await?;
+                Ok(self.node.resume(id).await?)
             }
             None => Err(error.into()),
         }
@@ -111,10 +110,10 @@ impl Holder {
         pod: &Pod,
         timeline: &mut Timeline,
     ) -> Result<(), HoldError> {
-        let start = now_unix_ns();
+        let start = self.node.unix_ns();
         for container in &pod.containers {
             // Its hold on the processes would keep them from dying.
-            if !dump::end(&container.container_id).await {
+            if !self.node.end_dump(&container.container_id).await {
                 return Err(HoldError::DumpStuck {
                     container: container.name.clone(),
                 });
@@ -124,13 +123,10 @@ impl Holder {
         let deadline = tokio::time::Instant::now() + GONE_MAX;
         loop {
             // Each time again: the kubelet may have started something in the frozen pod meanwhile.
-            if let Some(cgroup) = self.cgroups.find(&pod.uid)? {
-                match cgroup.kill().await {
-                    Err(error) if !error.is_gone() => return Err(error.into()),
-                    Ok(()) | Err(_) => {}
-                }
+            if let Some(cgroup) = self.node.find_cgroup(&pod.uid)? {
+                self.node.kill(&cgroup, &pod.uid).await?;
             }
-            let seen = see(&self.containerd, &pod.uid).await?;
+            let seen = see(self.node.as_ref(), &pod.uid).await?;
             if seen.alive().is_empty() {
                 break;
             }
@@ -142,7 +138,7 @@ impl Holder {
             }
             tokio::time::sleep(POLL).await;
         }
-        timeline.ended("destroy", start);
+        timeline.ended("destroy", start, self.node.unix_ns());
         let entry = Entry::HoldEnded {
             migration: migration.to_owned(),
         };
@@ -154,18 +150,15 @@ impl Holder {
     async fn kubelet_ends_it(&self, pod: &Pod) -> Result<(), HoldError> {
         let deadline = tokio::time::Instant::now() + KUBELET_ENDS_IT_WITHIN;
         loop {
-            let seen = see(&self.containerd, &pod.uid).await?;
+            let seen = see(self.node.as_ref(), &pod.uid).await?;
             let alive = seen.alive();
             let containers: Vec<u32> = alive
                 .iter()
                 .filter(|(container, _)| !container.is_sandbox)
                 .map(|(_, task)| task.pid)
                 .collect();
-            let ending = |pid: &u32| {
-                let status = self.proc.join(pid.to_string()).join("status");
-                std::fs::read_to_string(status).is_ok_and(|text| end_is_pending(&text))
-            };
-            if containers.is_empty() || containers.iter().any(ending) {
+            if containers.is_empty() || containers.iter().any(|pid| self.node.end_is_pending(*pid))
+            {
                 return Ok(());
             }
             if tokio::time::Instant::now() > deadline {
@@ -189,10 +182,10 @@ impl Holder {
         if let Some(hold) = hold {
             // A dump that was given up leaves a part of an archive, whose name nobody told us.
             let since = UNIX_EPOCH + Duration::from_nanos(hold.paused_unix_ns);
-            paths.extend(strays(Path::new(KUBELET_CHECKPOINTS), pod, since));
+            paths.extend(self.node.strays(pod, since));
         }
         for path in paths {
-            match tokio::fs::remove_file(&path).await {
+            match self.node.remove_archive(&path).await {
                 Ok(()) => {}
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
                 Err(source) => return Err(HoldError::Read { path, source }),
@@ -206,17 +199,17 @@ impl Holder {
 
     /// True: the pod's cgroup was frozen.
     async fn thaw(&self, uid: &str) -> Result<bool, HoldError> {
-        let Some(cgroup) = self.cgroups.find(uid)? else {
+        let Some(cgroup) = self.node.find_cgroup(uid)? else {
             return Ok(false);
         };
-        let was_frozen = cgroup.is_frozen()?;
-        cgroup.thaw().await?;
+        let was_frozen = self.node.is_frozen(&cgroup, uid)?;
+        self.node.thaw(&cgroup, uid).await?;
         Ok(was_frozen)
     }
 }
 
 /// Does the process, by its /proc/PID/status, have a signal to end it pending?
-fn end_is_pending(status: &str) -> bool {
+pub(super) fn end_is_pending(status: &str) -> bool {
     let pending = status.lines().filter_map(|line| {
         line.strip_prefix("SigPnd:")
             .or(line.strip_prefix("ShdPnd:"))
@@ -235,7 +228,7 @@ fn names(seen: &Sight) -> String {
 }
 
 /// Archives of this pod in the kubelet's folder that were begun after its hold.
-fn strays(folder: &Path, pod: &Pod, since: std::time::SystemTime) -> Vec<PathBuf> {
+pub(super) fn strays(folder: &Path, pod: &Pod, since: std::time::SystemTime) -> Vec<PathBuf> {
     let Ok(listing) = std::fs::read_dir(folder) else {
         return Vec::new();
     };

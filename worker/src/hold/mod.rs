@@ -19,6 +19,7 @@
 
 mod end;
 mod error;
+mod node;
 mod sight;
 #[cfg(test)]
 mod tests;
@@ -36,15 +37,14 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    cgroup::{Cgroups, PodCgroup},
-    checkpoint::{CheckpointError, Checkpointer, Subject, dump, proof},
-    containerd::{Containerd, TaskState},
+    checkpoint::{CheckpointError, Checkpointer, Subject, proof},
+    containerd::TaskState,
     data::{Data, ProgressFn, Saved},
     journal::{Archive, Entry, HoldFacts, Journal, StepKey, Urgency},
-    spans::now_unix_ns,
 };
 
 pub use error::HoldError;
+pub use node::{Node, Tasks, ThisNode};
 pub use sight::{Sight, see};
 pub use timeline::Timeline;
 
@@ -54,25 +54,21 @@ const ANSWER_AFTER_END_MAX: Duration = Duration::from_secs(3);
 /// Holds, releases and ends the pods of this node.
 #[derive(Clone)]
 pub struct Holder {
-    /// The runtime.
-    pub containerd: Containerd,
-    /// The second lock.
-    pub cgroups: Cgroups,
+    /// Tasks, cgroups, processes.
+    pub node: Arc<dyn Node>,
     /// Makes archives.
     pub checkpointer: Arc<dyn Checkpointer>,
     /// What was begun and done.
     pub journal: Journal,
     /// This boot of the node.
     pub boot_id: String,
-    /// Where /proc is.
-    pub proc: PathBuf,
 }
 
 /// The archive of a call that was given up, once it is there: nobody else knows its name. One that
 /// comes after the worker's end stays in the kubelet's folder.
-async fn discard(call: JoinHandle<Result<PathBuf, CheckpointError>>) {
+async fn discard(node: Arc<dyn Node>, call: JoinHandle<Result<PathBuf, CheckpointError>>) {
     let Ok(Ok(path)) = call.await else { return };
-    if let Err(error) = tokio::fs::remove_file(&path).await {
+    if let Err(error) = node.remove_archive(&path).await {
         tracing::warn!(path = %path.display(), %error, "the archive of a dump that was given up stays");
     }
 }
@@ -167,18 +163,16 @@ impl Holder {
 
     /// Both locks, or why not.
     async fn locks(&self, pod: &Pod) -> Result<Result<(), String>, HoldError> {
-        if let Err(why) = see(&self.containerd, &pod.uid)
-            .await?
-            .stands(pod, TaskState::Paused)
-        {
+        let seen = see(self.node.as_ref(), &pod.uid).await?;
+        if let Err(why) = seen.stands(pod, TaskState::Paused) {
             return Ok(Err(why));
         }
-        Ok(match self.cgroups.find(&pod.uid)? {
+        Ok(match self.node.find_cgroup(&pod.uid)? {
             None => Err("the pod has no cgroup".to_owned()),
-            Some(cgroup) if cgroup.is_frozen()? => Ok(()),
+            Some(cgroup) if self.node.is_frozen(&cgroup, &pod.uid)? => Ok(()),
             Some(cgroup) => Err(format!(
                 "the pod's cgroup {} is not frozen",
-                cgroup.folder().display()
+                cgroup.display()
             )),
         })
     }
@@ -204,11 +198,10 @@ impl Holder {
         pod: &Pod,
         timeline: &mut Timeline,
     ) -> Result<HoldFacts, HoldError> {
-        let stands = see(&self.containerd, &pod.uid)
-            .await?
-            .stands(pod, TaskState::Running);
-        stands.map_err(|why| HoldError::NotRunning { why })?;
-        let start = now_unix_ns();
+        let seen = see(self.node.as_ref(), &pod.uid).await?;
+        seen.stands(pod, TaskState::Running)
+            .map_err(|why| HoldError::NotRunning { why })?;
+        let start = self.node.unix_ns();
         let containers: BTreeSet<String> = pod
             .containers
             .iter()
@@ -229,9 +222,9 @@ impl Holder {
         };
         self.journal.append(vec![entry], Urgency::Ordinary).await?;
         // All at once: the closer together, the better the cut.
-        let all = containers.iter().map(|id| self.containerd.pause(id));
+        let all = containers.iter().map(|id| self.node.pause(id));
         futures::future::try_join_all(all).await?;
-        timeline.ended("pause", start);
+        timeline.ended("pause", start, self.node.unix_ns());
         Ok(facts)
     }
 }
@@ -247,7 +240,7 @@ impl Attempt<'_> {
             let before = archived.iter().find(|archive| {
                 archive.container == container.name
                     && archive.container_id == container.container_id
-                    && archive.path.is_file()
+                    && self.holder.node.has_archive(&archive.path)
             });
             let path = match before {
                 Some(archive) => archive.path.clone(),
@@ -270,7 +263,7 @@ impl Attempt<'_> {
     async fn dump(&mut self, container: &Container) -> Result<PathBuf, HoldError> {
         let (name, id) = (&container.name, &container.container_id);
         // One that a crash of ours left running would be in the way, and in the archive's place.
-        if self.facts.dumping.contains(id) && !dump::end(id).await {
+        if self.facts.dumping.contains(id) && !self.holder.node.end_dump(id).await {
             return Err(HoldError::DumpStuck {
                 container: name.clone(),
             });
@@ -283,14 +276,15 @@ impl Attempt<'_> {
             .journal
             .append(vec![entry], Urgency::Ordinary)
             .await?;
-        let start = now_unix_ns();
+        let start = self.holder.node.unix_ns();
         let path = self.call(container).await?;
         self.still(TaskState::Paused, "after the dump").await?;
         let proof = self.prove(container, &path).await?;
         let mut facts = proof.statistics;
         facts.insert("bytes".to_owned(), proof.bytes.to_string());
+        let end = self.holder.node.unix_ns();
         self.timeline
-            .ended_with(format!("checkpoint {name}"), start, facts);
+            .ended_with(format!("checkpoint {name}"), start, end, facts);
         let archive = Archive {
             container: name.clone(),
             container_id: id.clone(),
@@ -325,6 +319,7 @@ impl Attempt<'_> {
         let checkpointer = Arc::clone(&self.holder.checkpointer);
         let mut call = tokio::spawn(async move { checkpointer.checkpoint(&subject).await });
         let (given_up, patience) = tokio::select! {
+            biased;
             answer = tokio::time::timeout(self.left()?, &mut call) => match answer {
                 Ok(answer) => return Ok(answer.map_err(|_| HoldError::Interrupted)??),
                 Err(_) => (
@@ -334,10 +329,10 @@ impl Attempt<'_> {
             },
             () = self.superseded.cancelled() => (HoldError::Superseded, Duration::ZERO),
         };
-        let ended = dump::end(&container.container_id).await;
+        let ended = self.holder.node.end_dump(&container.container_id).await;
         let answered = tokio::time::timeout(patience, &mut call).await.is_ok();
         if !answered {
-            tokio::spawn(discard(call));
+            tokio::spawn(discard(Arc::clone(&self.holder.node), call));
         }
         match ended && (answered || patience.is_zero()) {
             true => Err(given_up),
@@ -348,10 +343,9 @@ impl Attempt<'_> {
     }
 
     async fn prove(&self, container: &Container, path: &Path) -> Result<proof::Proof, HoldError> {
-        let file = path.to_owned();
-        let reading = tokio::task::spawn_blocking(move || proof::read(&file));
         let proof = tokio::select! {
-            proof = reading => proof.map_err(|_| HoldError::Interrupted)??,
+            biased;
+            proof = self.holder.node.prove(path) => proof?,
             () = self.superseded.cancelled() => return Err(HoldError::Superseded),
         };
         if proof.container_id != container.container_id {
@@ -365,29 +359,30 @@ impl Attempt<'_> {
     }
 
     /// Lock 2.
-    async fn freeze(&mut self) -> Result<PodCgroup, HoldError> {
+    async fn freeze(&mut self) -> Result<PathBuf, HoldError> {
         if self.superseded.is_cancelled() {
             return Err(HoldError::Superseded);
         }
-        let start = now_unix_ns();
+        let node = &self.holder.node;
+        let start = node.unix_ns();
         let cgroup = self.cgroup().await?;
         let entry = Entry::Freezing {
             migration: self.migration.to_owned(),
-            cgroup: cgroup.folder().to_owned(),
+            cgroup: cgroup.clone(),
         };
         self.holder
             .journal
             .append(vec![entry], Urgency::Ordinary)
             .await?;
-        cgroup.freeze().await?;
+        node.freeze(&cgroup, &self.pod.uid).await?;
         self.both_locks(&cgroup, "after freezing").await?;
-        self.timeline.ended("freeze cgroup", start);
+        self.timeline.ended("freeze cgroup", start, node.unix_ns());
         Ok(cgroup)
     }
 
     /// From where the first container's process is, and not from a name alone.
-    async fn cgroup(&self) -> Result<PodCgroup, HoldError> {
-        let seen = see(&self.holder.containerd, &self.pod.uid).await?;
+    async fn cgroup(&self) -> Result<PathBuf, HoldError> {
+        let seen = see(self.holder.node.as_ref(), &self.pod.uid).await?;
         let first = self.pod.containers.first().ok_or(HoldError::NoPod)?;
         let task = seen
             .task(&first.container_id)
@@ -395,14 +390,7 @@ impl Attempt<'_> {
                 when: "before freezing",
                 why: format!("container {} has ended", first.name),
             })?;
-        let path = self.holder.proc.join(task.pid.to_string()).join("cgroup");
-        let text = tokio::fs::read_to_string(&path)
-            .await
-            .map_err(|source| HoldError::Read { path, source })?;
-        Ok(self
-            .holder
-            .cgroups
-            .of_process(task.pid, &text, &self.pod.uid)?)
+        self.holder.node.cgroup_of(task.pid, &self.pod.uid).await
     }
 
     async fn save(
@@ -414,6 +402,7 @@ impl Attempt<'_> {
     ) -> Result<Saved, HoldError> {
         let saving = data.save(self.migration, &request.store_prefix, archives, progress);
         tokio::select! {
+            biased;
             saved = tokio::time::timeout(self.left()?, saving) => match saved {
                 Ok(saved) => Ok(saved?),
                 Err(_) => Err(HoldError::OverBudget { doing: "storing", budget: self.budget }),
@@ -422,29 +411,27 @@ impl Attempt<'_> {
         }
     }
 
-    async fn both_locks(&self, cgroup: &PodCgroup, when: &'static str) -> Result<(), HoldError> {
+    async fn both_locks(&self, cgroup: &Path, when: &'static str) -> Result<(), HoldError> {
         self.still(TaskState::Paused, when).await?;
-        if cgroup.is_frozen()? {
+        if self.holder.node.is_frozen(cgroup, &self.pod.uid)? {
             return Ok(());
         }
         Err(HoldError::Stale {
             when,
-            why: format!(
-                "the pod's cgroup {} is not frozen",
-                cgroup.folder().display()
-            ),
+            why: format!("the pod's cgroup {} is not frozen", cgroup.display()),
         })
     }
 
     async fn still(&self, wanted: TaskState, when: &'static str) -> Result<(), HoldError> {
-        let seen = see(&self.holder.containerd, &self.pod.uid).await?;
+        let seen = see(self.holder.node.as_ref(), &self.pod.uid).await?;
         seen.stands(self.pod, wanted)
             .map_err(|why| HoldError::Stale { when, why })
     }
 
     /// What is left of the budget.
     fn left(&self) -> Result<Duration, HoldError> {
-        let spent = Duration::from_nanos(now_unix_ns().saturating_sub(self.facts.paused_unix_ns));
+        let now = self.holder.node.unix_ns();
+        let spent = Duration::from_nanos(now.saturating_sub(self.facts.paused_unix_ns));
         self.budget
             .checked_sub(spent)
             .filter(|left| !left.is_zero())

@@ -2,7 +2,8 @@
 
 use proto::worker::Pod;
 
-use crate::containerd::{Container, Containerd, ContainerdError, Task, TaskState};
+use super::Tasks;
+use crate::containerd::{Container, ContainerdError, Task, TaskState};
 
 /// Exit status of a process that SIGKILL ended: the kubelet's or the kernel's when memory ran out.
 const EXIT_KILLED: u32 = 137;
@@ -13,11 +14,11 @@ pub struct Sight {
     containers: Vec<(Container, Option<Task>)>,
 }
 
-/// Looks at a pod through containerd.
-pub async fn see(containerd: &Containerd, uid: &str) -> Result<Sight, ContainerdError> {
+/// Looks at a pod through the runtime.
+pub async fn see(tasks: &(impl Tasks + ?Sized), uid: &str) -> Result<Sight, ContainerdError> {
     let mut containers = Vec::new();
-    for container in containerd.containers_of(uid).await? {
-        let task = containerd.task(&container.id).await?;
+    for container in tasks.containers_of(uid).await? {
+        let task = tasks.task(&container.id).await?;
         containers.push((container, task));
     }
     Ok(Sight { containers })

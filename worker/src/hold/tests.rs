@@ -10,7 +10,7 @@ use proto::containerd::{
 };
 
 use super::*;
-use crate::journal::StepKind;
+use crate::{cgroup::Cgroups, containerd::Containerd, journal::StepKind};
 use world::Shared;
 
 const UID: &str = "0f1e2d3c-4b5a-6978-8796-a5b4c3d2e1f0";
@@ -74,13 +74,16 @@ impl Bench {
     }
 
     fn holder(shared: &Shared, folder: &Path) -> Holder {
-        Holder {
+        let node = ThisNode {
             containerd: Containerd::at(&folder.join("socket")),
             cgroups: Cgroups::at(folder).unwrap(),
+            proc: folder.join("proc"),
+        };
+        Holder {
+            node: Arc::new(node),
             checkpointer: Arc::new(shared.clone()),
             journal: Journal::open(&folder.join("state")).unwrap(),
             boot_id: "boot".into(),
-            proc: folder.join("proc"),
         }
     }
 

@@ -4,8 +4,6 @@ use std::collections::BTreeMap;
 
 use proto::worker::Span;
 
-use crate::spans::now_unix_ns;
-
 /// The spans of one step, in the order of their ends.
 #[derive(Debug, Default)]
 pub struct Timeline {
@@ -13,22 +11,23 @@ pub struct Timeline {
 }
 
 impl Timeline {
-    /// Something took from `start` until now.
-    pub fn ended(&mut self, name: impl Into<String>, start_unix_ns: u64) {
-        self.ended_with(name, start_unix_ns, BTreeMap::new());
+    /// Something took from `start` to `end`.
+    pub fn ended(&mut self, name: impl Into<String>, start_unix_ns: u64, end_unix_ns: u64) {
+        self.ended_with(name, start_unix_ns, end_unix_ns, BTreeMap::new());
     }
 
-    /// Something took from `start` until now, and there is more to say about it.
+    /// Something took from `start` to `end`, and there is more to say about it.
     pub fn ended_with(
         &mut self,
         name: impl Into<String>,
         start_unix_ns: u64,
+        end_unix_ns: u64,
         facts: BTreeMap<String, String>,
     ) {
         self.spans.push(Span {
             name: name.into(),
             start_unix_ns,
-            end_unix_ns: now_unix_ns(),
+            end_unix_ns,
             parent: String::new(),
             attributes: facts.into_iter().collect(),
         });

@@ -15,6 +15,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use async_trait::async_trait;
 use proto::worker::{Finding, Inspection, Pod, Severity};
 
 use crate::{
@@ -26,7 +27,14 @@ use process::Process;
 /// What CRIU writes per process besides its memory: core, maps, files. Measured: some 20 KiB; a thread takes 2 more.
 const PROCESS_OVERHEAD_BYTES: u64 = 64 << 10;
 
-/// Looks into running pods.
+/// Looks into running pods. The second implementation is the simulator's.
+#[async_trait]
+pub trait Inspect: Send + Sync {
+    /// Looks at every container of the pod that moves.
+    async fn inspect(&self, pod: Pod, ghost_limit_bytes: u64) -> Result<Inspection, InspectError>;
+}
+
+/// Looks through containerd and /proc.
 #[derive(Clone, Debug)]
 pub struct Inspector {
     /// The runtime.
@@ -72,13 +80,9 @@ struct Node {
     may_raise_limits: bool,
 }
 
-impl Inspector {
-    /// Looks at every container of the pod that moves.
-    pub async fn inspect(
-        &self,
-        pod: Pod,
-        ghost_limit_bytes: u64,
-    ) -> Result<Inspection, InspectError> {
+#[async_trait]
+impl Inspect for Inspector {
+    async fn inspect(&self, pod: Pod, ghost_limit_bytes: u64) -> Result<Inspection, InspectError> {
         let seen = see(&self.containerd, &pod.uid).await?;
         let mut findings: Vec<Finding> = Vec::new();
         if let Err(why) = seen.stands(&pod, TaskState::Running) {
@@ -119,7 +123,9 @@ impl Inspector {
             image_digests: std::collections::HashMap::new(),
         })
     }
+}
 
+impl Inspector {
     /// Reads. What vanishes meanwhile is not there.
     fn look(&self, tasks: &[(String, u32, bool)]) -> (Node, Vec<Container>) {
         let status = std::fs::read_to_string(self.proc.join("1/status")).unwrap_or_default();

@@ -23,12 +23,15 @@ const QUEUE_MAX: usize = 64;
 /// Kept aside on the journal's file system, so that a full disk can still be told of a pod's release: about 200 lines.
 const RESERVE_BYTES: usize = 256 << 10;
 
-enum Request {
+/// What a journal is asked for, by whoever came through its door.
+pub enum Request {
+    /// Write and sync these lines, then remember them, then answer.
     Append(
         Vec<Entry>,
         Urgency,
         oneshot::Sender<Result<(), JournalError>>,
     ),
+    /// Everything remembered.
     Recall(oneshot::Sender<Memory>),
 }
 
@@ -72,6 +75,12 @@ impl Journal {
                 source,
             })?;
         Ok(Self { requests })
+    }
+
+    /// The door to a journal that the caller keeps: a simulation's, on a disk that forgets what was not synced.
+    pub fn kept_by_caller() -> (Self, mpsc::Receiver<Request>) {
+        let (requests, queue) = mpsc::channel(QUEUE_MAX);
+        (Self { requests }, queue)
     }
 
     /// Writes and syncs these lines; once this returns they are remembered.

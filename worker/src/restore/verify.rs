@@ -54,7 +54,7 @@ pub async fn verify(
 }
 
 /// What a container's status proves. `prefix` is what references of this migration begin with.
-fn judge(name: &str, prefix: &str, status: Option<&cri::ContainerStatus>) -> VerifiedContainer {
+pub fn judge(name: &str, prefix: &str, status: Option<&cri::ContainerStatus>) -> VerifiedContainer {
     let Some(status) = status else {
         return verdict(
             name,

@@ -16,7 +16,7 @@ use uuid::Uuid;
 
 use super::{Cache, Loaded, SnapshotWrite, WriteTask};
 use crate::consensus::format::{
-    FormatError, VERSION, raft_from_bytes, raft_to_bytes, state_from_bytes, state_to_bytes,
+    FormatError, VERSION, raft_from_bytes, raft_to_bytes, state_to_bytes,
 };
 
 const LOG: TableDefinition<u64, &[u8]> = TableDefinition::new("log");
@@ -148,7 +148,7 @@ impl Founding {
         }
     }
 
-    fn task(&self) -> Result<WriteTask, DiskError> {
+    fn task(&self) -> Result<WriteTask, FormatError> {
         let mut snapshot = Snapshot::default();
         snapshot.set_data(state_to_bytes(&self.state)?.into());
         let metadata = snapshot.mut_metadata();
@@ -162,6 +162,14 @@ impl Founding {
             ..WriteTask::default()
         })
     }
+}
+
+/// What a new disk begins with: the empty state of which every founder starts, with these voters.
+///
+/// # Errors
+/// When the empty state can't be serialised.
+pub fn founding(voters: &[u64]) -> Result<WriteTask, FormatError> {
+    Founding::of(voters.to_vec()).task()
 }
 
 /// The log on disk.
@@ -297,21 +305,7 @@ impl Disk {
             }
             cache.entries.push_back(entry);
         }
-        let metadata = cache.snapshot.get_metadata();
-        let members = metadata.get_conf_state().clone();
-        let applied = (metadata.index, metadata.term);
-        let state = if metadata.index == 0 {
-            State::default()
-        } else {
-            state_from_bytes(cache.snapshot.get_data())?
-        };
-        cache.founding = members.clone();
-        Ok(Loaded {
-            cache,
-            state,
-            members,
-            applied,
-        })
+        Loaded::from_cache(cache)
     }
 
     /// Writes consecutive tasks with one fsync, or none of them.

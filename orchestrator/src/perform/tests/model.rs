@@ -83,6 +83,8 @@ struct Inner {
     delete_after: Option<&'static str>,
     end_after: Option<&'static str>,
     fail_next: Option<&'static str>,
+    cut_after: Option<(&'static str, &'static str)>,
+    cut: Option<&'static str>,
 }
 
 pub struct Model {
@@ -121,6 +123,8 @@ impl Model {
             delete_after: None,
             end_after: None,
             fail_next: None,
+            cut_after: None,
+            cut: None,
         };
         Self {
             inner: Mutex::new(inner),
@@ -157,6 +161,37 @@ impl Model {
 
     pub fn end_source_after(&self, effect: &'static str) {
         self.lock().end_after = Some(effect);
+    }
+
+    /// From this effect on nobody reaches that node's worker.
+    pub fn cut_after(&self, effect: &'static str, node: &'static str) {
+        self.lock().cut_after = Some((effect, node));
+    }
+
+    /// What a person does before declaring a node dead: whatever was restored there runs no more.
+    pub fn power_off(&self, node: &str) {
+        let mut inner = self.lock();
+        if inner.restored.as_ref().is_some_and(|(at, _)| at == node) {
+            inner.restored_runs = false;
+        }
+    }
+
+    pub fn heal(&self) {
+        self.lock().cut = None;
+    }
+
+    /// Where a restored pod runs, if one does.
+    pub fn restored_on(&self) -> Option<String> {
+        let inner = self.lock();
+        let restored = inner.restored.as_ref().filter(|_| inner.restored_runs);
+        restored.map(|(node, _)| node.clone())
+    }
+
+    fn reaches(&self, node: &NodeName) -> Result<(), CallError> {
+        if self.lock().cut == Some(node.0.as_str()) {
+            return Err(CallError::NotConnected { node: node.clone() });
+        }
+        Ok(())
     }
 
     pub fn fail_next(&self, effect: &'static str) {
@@ -245,6 +280,9 @@ impl Inner {
         if self.end_after == Some(name) {
             self.end_after = None;
             self.source = Source::Gone;
+        }
+        if let Some((_, node)) = self.cut_after.take_if(|(effect, _)| *effect == name) {
+            self.cut = Some(node);
         }
         let effect = self.effects;
         self.history.push(format!(
@@ -384,6 +422,16 @@ impl Cluster for Model {
         }))
     }
 
+    async fn other_nodes(&self, _plan: &Plan) -> Result<Vec<NodeName>, ClusterError> {
+        Ok(vec!["node3".into()])
+    }
+
+    async fn settle_restored(&self, _plan: &Plan, _uid: &PodUid) -> Result<(), ClusterError> {
+        self.effect("settle restored", |_| Ok(()), || Err(unclear("settle")))
+            .await
+            .map_err(|()| unclear("settle"))?
+    }
+
     async fn delete_restored(&self, _plan: &Plan, _uid: &PodUid) -> Result<(), ClusterError> {
         let change = |inner: &mut Inner| {
             inner.restored = None;
@@ -398,6 +446,7 @@ impl Cluster for Model {
         &self,
         _plan: &Plan,
         _id: &MigrationId,
+        _node: &NodeName,
         _containers: &[String],
     ) -> Result<(), ClusterError> {
         Ok(())
@@ -416,7 +465,7 @@ fn perform(inner: &mut Inner, kind: &step_request::Kind) -> Option<step_report::
             inner.durable = true;
             Some(step_report::Result::Held(wire::HeldCheckpoint {
                 boot_id: "b".to_owned(),
-                paused_unix_ns: crate::workers::unix_ns(),
+                paused_unix_ns: crate::clock::unix_ns(),
                 ..Default::default()
             }))
         }
@@ -471,6 +520,7 @@ impl Nodes for Model {
         kind: step_request::Kind,
         _within: Duration,
     ) -> Result<StepReport, CallError> {
+        self.reaches(node)?;
         let name = step_name(&kind);
         let report = |outcome: step_report::Outcome, result| StepReport {
             revision,
@@ -493,6 +543,7 @@ impl Nodes for Model {
         kind: question::Kind,
         _within: Duration,
     ) -> Result<answer::Kind, CallError> {
+        self.reaches(node)?;
         let lost = CallError::Lost {
             node: node.clone(),
             what: "ask",
