@@ -20,7 +20,7 @@ use orchestrator_core::{
     view::{InspectionView, PodView, WorkerView},
 };
 use proto::worker::{self as wire, answer, question};
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, task::JoinSet};
 
 use crate::{
     api,
@@ -54,21 +54,23 @@ pub struct Desk {
 }
 
 impl Desk {
-    /// Until the watch ends.
+    /// Until the watch ends. Dropped, it drops what is under way: a deposed leader takes nothing in.
     pub async fn run(self, mut intake: mpsc::Receiver<Intake>) {
+        let mut under_way = JoinSet::new();
         while let Some(asked) = intake.recv().await {
+            while under_way.try_join_next().is_some() {}
             let desk = self.clone();
             match asked {
                 Intake::Submit(asked) => {
                     if desk.begin(&asked.id) {
-                        tokio::spawn(async move {
+                        under_way.spawn(async move {
                             desk.submit(&asked).await;
                             desk.end(&asked.id);
                         });
                     }
                 }
                 Intake::Abort { id, object } => {
-                    tokio::spawn(async move { desk.abort(id, object).await });
+                    under_way.spawn(async move { desk.abort(id, object).await });
                 }
                 Intake::DeclareDead { id, node } => {
                     tokio::spawn(async move { desk.declare_dead(id, node).await });
@@ -253,6 +255,8 @@ impl Desk {
     }
 
     /// Obeyed, refused, or, when the log never knew it or it has ended, the object is let go.
+    ///
+    /// It is let go only when a majority says that we lead still: a deposed leader's log doesn't know the newest ones.
     async fn abort(&self, id: MigrationId, object: PodRef) {
         let by = Finding::new(
             "Aborted",
@@ -260,6 +264,11 @@ impl Desk {
             "",
         );
         loop {
+            if let Err(error) = self.log.confirm().await {
+                tracing::warn!(migration = %object, %error, "the abort waits");
+                tokio::time::sleep(AGAIN_AFTER).await;
+                continue;
+            }
             let known = self
                 .log
                 .state()

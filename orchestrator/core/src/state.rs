@@ -192,6 +192,15 @@ impl State {
         }
     }
 
+    /// Every migration under way enters its phase anew at `at`, in a log that goes on elsewhere: whatever was asked of
+    /// workers before is too old for them from the first step on.
+    pub fn begin_anew(&mut self, at: Revision, at_ms: UnixMs) {
+        let under_way = self.migrations.values_mut().filter(|m| !m.phase.ended());
+        for migration in under_way.map(Arc::make_mut) {
+            migration.enter(migration.phase, at, at_ms);
+        }
+    }
+
     /// The steps that are due, each migration's at most one; Planned ones in turn, as far as their nodes have room.
     #[must_use]
     pub fn due(&self) -> Vec<Due> {

@@ -44,6 +44,10 @@ impl Propose for Log {
         }
         self.state.send_replace(Arc::new(state));
     }
+
+    async fn leads(&self) -> bool {
+        true
+    }
 }
 
 fn plan() -> Plan {

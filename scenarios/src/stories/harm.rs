@@ -15,7 +15,7 @@ use std::{
 use super::Stage;
 use crate::{
     cgroup,
-    deploy::NAMESPACE,
+    deploy::{NAMESPACE, PEER_COUNT},
     node::{self, Program},
     process::{self, wait_for},
     s3,
@@ -24,7 +24,7 @@ use crate::{
 };
 
 /// What the lab's programs need to end or to begin.
-const MENDED_WITHIN: Duration = Duration::from_secs(60);
+pub const MENDED_WITHIN: Duration = Duration::from_secs(60);
 /// Leftovers of an undone migration are cleared away behind the user's back, within this.
 const CLEARED_WITHIN: Duration = Duration::from_secs(40);
 
@@ -225,7 +225,7 @@ pub fn all_well(stage: &Stage) -> Result<()> {
         let nodes = stage.cluster.json(&["get", "migrationnodes"])?;
         let nodes = nodes["items"].as_array().cloned().unwrap_or_default();
         let wanted = usize::from(stage.lab.site.nodes);
-        let well = pods.len() == wanted + 1
+        let well = pods.len() == wanted + usize::from(PEER_COUNT)
             && pods.iter().all(is_ready)
             && nodes.len() == wanted
             && nodes.iter().all(|node| {
@@ -240,17 +240,6 @@ fn is_ready(pod: &Value) -> bool {
     let conditions = pod["status"]["conditions"].as_array().into_iter().flatten();
     let mut ready = conditions.filter(|c| c["type"] == "Ready" && c["status"] == "True");
     ready.next().is_some() && pod["metadata"]["deletionTimestamp"].is_null()
-}
-
-/// The node of the peer that leads.
-pub fn leader(stage: &Stage) -> Result<u8> {
-    // One peer so far, with its disk on node 1.
-    let on = stage
-        .lab
-        .site
-        .node_numbers()
-        .find(|n| !processes(&stage.lab, *n, "orchestrator").is_empty());
-    on.context("an orchestrator runs")
 }
 
 /// An admission webhook for the story's pods that accepts and says nothing: every such call of the API takes a second

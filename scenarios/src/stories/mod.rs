@@ -13,7 +13,9 @@ mod ground;
 mod harm;
 mod journey;
 mod matrix;
+mod peers;
 mod refusals;
+mod replication;
 mod stage;
 mod watch;
 mod witness;
@@ -39,6 +41,7 @@ pub fn all() -> Vec<Story> {
     let mut all = good_days();
     all.extend(faults::stories());
     all.extend(faults_users::stories());
+    all.extend(replication::stories());
     all.push(Story {
         name: "fault-matrix",
         about: "whatever breaks in whatever phase: no number is lost, none is answered by two copies",

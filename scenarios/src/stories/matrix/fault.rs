@@ -7,9 +7,8 @@ use std::{fmt, thread, time::Duration};
 use super::{
     super::{
         Stage,
-        harm::{
-            Changed, LAME_CRIU, Stopped, WHOLE_CRIU, leader, process, processes, shell, signal,
-        },
+        harm::{Changed, LAME_CRIU, Stopped, WHOLE_CRIU, process, shell, signal},
+        peers::Peer,
     },
     proxy::{Mode, Relay},
 };
@@ -179,17 +178,8 @@ impl Fault {
     pub fn aim(self, stage: &Stage, source: u8, target: u8) -> Result<Aim> {
         let lab = &stage.lab;
         let victim = match self {
-            Self::LeaderKilled => {
-                let on = leader(stage)?;
-                Some(process(lab, on, "orchestrator")?)
-            }
-            Self::FollowerKilled => {
-                let leader = leader(stage)?;
-                let mut others = lab.site.node_numbers().filter(|n| *n != leader);
-                let follower =
-                    others.find_map(|n| processes(lab, n, "orchestrator").first().copied());
-                Some(follower.context("there is a peer that follows")?)
-            }
+            Self::LeaderKilled => Some(Peer::leader(stage)?.pid),
+            Self::FollowerKilled => Some(Peer::follower(stage)?.pid),
             Self::SourceWorkerKilled => Some(process(lab, source, "worker")?),
             Self::TargetWorkerKilled => Some(process(lab, target, "worker")?),
             Self::SourceKubeletStopped => Some(process(lab, source, "kubelet")?),
