@@ -218,6 +218,8 @@ pub enum Done {
         /// What the undone migration left somewhere, and why it is still there.
         left_over: Option<Finding>,
     },
+    /// The source is still held, for a thaw would only let it die: its stored checkpoint is the pod.
+    Doomed(Finding),
 }
 
 /// A durable checkpoint.

@@ -10,7 +10,7 @@ use orchestrator_core::{
 use proto::worker::{self as wire, step_report, step_request};
 use tokio::time::Instant;
 
-use super::{Act, Ended, SHORT_STEP_WITHIN, wire_images};
+use super::{Act, Ended, SHORT_STEP_WITHIN, SourceObject, wire_images};
 
 /// Leftovers are waited for this long, each, in an undo: the pod runs already, the user waits. What is left then is
 /// cleared away later.
@@ -25,7 +25,15 @@ impl Act<'_> {
         if self.is_dead(&self.plan.source) {
             return self.release_without_source().await;
         }
-        let released = self.release_source().await?;
+        // A deletion is obeyed, and the signal that waits is its own.
+        let present = self.world.cluster.source(self.plan).await? == SourceObject::Present;
+        let released = self
+            .release_source(present && self.migration.checkpoint.is_some())
+            .await?;
+        if released.doomed {
+            let reason = Finding::new("HeldPodKilled", released.detail, "");
+            return Ok(Outcome::Done(Done::Doomed(reason)));
+        }
         self.world
             .cluster
             .unmark_source(self.plan, &self.due.id)
@@ -79,7 +87,7 @@ impl Act<'_> {
         }))
     }
 
-    async fn release_source(&mut self) -> Result<wire::Released, Ended> {
+    async fn release_source(&mut self, keep_if_doomed: bool) -> Result<wire::Released, Ended> {
         let source = self.plan.source.clone();
         let manifest_key = self
             .migration
@@ -89,6 +97,7 @@ impl Act<'_> {
         let release = wire::Release {
             pod: Some(self.source_pod()),
             manifest_key,
+            keep_if_doomed,
         };
         let report = self
             .must(
@@ -113,7 +122,7 @@ impl Act<'_> {
         let left: Vec<String> = if undone && !self.is_dead(&self.plan.source) {
             return self.clear_undone().await;
         } else if undone {
-            match self.release_source().await {
+            match self.release_source(false).await {
                 Ok(_) => return self.clear_undone().await,
                 Err(Ended(outcome)) => vec![outcome.words()],
             }

@@ -278,6 +278,17 @@ async fn a_source_found_running_at_the_commit_is_gone_back_to() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_undo_that_would_let_the_source_die_brings_back_its_checkpoint_instead() {
+    let model = Arc::new(Model::new(None));
+    model.doom();
+    model.fail_next("deliver");
+    let ended = run(&model).await;
+    assert_eq!(ended.phase, Phase::Rescued, "{:?}", ended.reason);
+    let seen = model.seen();
+    assert!(seen.rescued_runs && seen.violations.is_empty(), "{seen:?}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_deletion_by_the_user_is_obeyed_in_every_phase() {
     for after in ["inspect", "mark source", "hold", "deliver"] {
         let model = Arc::new(Model::new(None));

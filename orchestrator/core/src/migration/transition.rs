@@ -77,6 +77,10 @@ impl Migration {
                 self.left_over = left_over.or_else(|| self.left_on_the_dead());
                 Some(Phase::RolledBack)
             }
+            (Phase::Releasing, Done::Doomed(reason)) if self.checkpoint.is_some() => {
+                self.reason = Some(reason);
+                Some(Phase::Rescuing)
+            }
             (
                 _,
                 Done::Rechecked
@@ -86,7 +90,8 @@ impl Migration {
                 | Done::Restored(_)
                 | Done::Rescued(_)
                 | Done::Retired
-                | Done::Released { .. },
+                | Done::Released { .. }
+                | Done::Doomed(_),
             ) => None,
         }
     }

@@ -85,6 +85,7 @@ struct Inner {
     fail_next: Option<&'static str>,
     cut_after: Option<(&'static str, &'static str)>,
     cut: Option<&'static str>,
+    doomed: bool,
 }
 
 pub struct Model {
@@ -125,6 +126,7 @@ impl Model {
             fail_next: None,
             cut_after: None,
             cut: None,
+            doomed: false,
         };
         Self {
             inner: Mutex::new(inner),
@@ -174,6 +176,11 @@ impl Model {
         if inner.restored.as_ref().is_some_and(|(at, _)| at == node) {
             inner.restored_runs = false;
         }
+    }
+
+    /// A signal to end it waits in the held source.
+    pub fn doom(&self) {
+        self.lock().doomed = true;
     }
 
     pub fn heal(&self) {
@@ -483,7 +490,13 @@ fn perform(inner: &mut Inner, kind: &step_request::Kind) -> Option<step_report::
             inner.source = Source::Gone;
             None
         }
-        step_request::Kind::Release(_) => {
+        step_request::Kind::Release(release) => {
+            if release.keep_if_doomed && inner.doomed {
+                return Some(step_report::Result::Released(wire::Released {
+                    doomed: true,
+                    ..Default::default()
+                }));
+            }
             if inner.source == Source::Held {
                 inner.source = Source::Running;
             }
