@@ -25,6 +25,7 @@ use crate::{
     consensus::{
         core::Leadership,
         node::{INBOUND_QUEUED_MAX, LIMITS, Log, Membership},
+        transport::Inbound,
     },
     k8s::call,
     metrics::Metrics,
@@ -34,7 +35,7 @@ use crate::{
         gate::Gate,
         network::{Network, Parts},
         operator::Desk as OperatorDesk,
-        record::{Place, Records},
+        record::{Place, Record, Records},
         server::{self, Door},
     },
     workers::Workers,
@@ -58,67 +59,33 @@ pub async fn run(config: Config) -> Result<()> {
     let book = Book::open(&config.data_dir);
     let records = Records::new(client.clone(), &config.namespace);
     let place = start::place(&config, &records, &book).await?;
-    tracing::info!(?place, "this peer's place in the group");
-    let Place {
-        peer,
-        group,
-        founders,
-    } = place;
+    let (peer, group) = (place.peer, place.group);
     let identity = start::identity(&client, &config, peer, group).await?;
-    let address = config.pod_ip.clone().map(|host| Address {
-        host,
-        peer_port: config.listen_peers.port(),
-        worker_port: config.listen.port(),
-    });
-    if let Some(address) = &address {
-        book.found(peer, address);
-    }
-    book.named(peer, &config.pod_name);
-
     let (inbound_out, inbound) = mpsc::channel(INBOUND_QUEUED_MAX);
     let parts = Parts {
         own: peer,
         group,
-        address,
+        address: own_address(&config, &book, peer),
         identity: identity.clone(),
         book: book.clone(),
         inbound: inbound_out.clone(),
         dropped: metrics.messages_dropped(),
     };
-    let membership = Membership {
-        peer,
-        group,
-        founders,
-    };
     // Before the log: whoever answers late makes elections, and the port must be ours.
     let listener = TcpListener::bind(config.listen_peers)
         .await
         .context("listen for peers")?;
-    let (dir, network) = (config.data_dir.join("raft"), Network::new(parts.clone()));
-    let log = Log::start_with(&dir, membership, network, inbound, LIMITS)
-        .await
-        .context("open the log")?;
+    let log = open(&config, place, &parts, inbound).await?;
     let log = log.measured_by(metrics.commit_seconds());
 
     let gate = Gate::new(peer, group, book.clone(), log.members(), metrics.refused());
     tokio::spawn(gate.clone().note_removals());
-    let (record_out, record) = watch::channel(None);
-    let discovery = Discovery {
-        client: client.clone(),
-        namespace: config.namespace.clone(),
-        set: start::set(&config)?.0.to_owned(),
-        peer_port: config.listen_peers.port(),
-        worker_port: config.listen.port(),
-        book: book.clone(),
-        records: records.clone(),
-    };
-    tokio::spawn(discovery.run(record_out));
     let workers = Workers::new();
     let leading = Leading {
         client: client.clone(),
         log: log.clone(),
         workers: workers.clone(),
-        record,
+        record: discover(&config, &client, &book, &records)?,
         otlp_endpoint: config.otlp_endpoint.clone(),
         pod_name: config.pod_name.clone(),
     };
@@ -156,6 +123,61 @@ pub async fn run(config: Config) -> Result<()> {
             Ok(())
         }
     }
+}
+
+/// Where others find this peer, if it knows; noted for those who ask it.
+fn own_address(config: &Config, book: &Book, peer: u64) -> Option<Address> {
+    book.named(peer, &config.pod_name);
+    let address = Address {
+        host: config.pod_ip.clone()?,
+        peer_port: config.listen_peers.port(),
+        worker_port: config.listen.port(),
+    };
+    book.found(peer, &address);
+    Some(address)
+}
+
+async fn open(
+    config: &Config,
+    place: Place,
+    parts: &Parts,
+    inbound: mpsc::Receiver<Inbound>,
+) -> Result<Log> {
+    let Place {
+        peer,
+        group,
+        founders,
+    } = place;
+    let membership = Membership {
+        peer,
+        group,
+        founders,
+    };
+    let (dir, network) = (config.data_dir.join("raft"), Network::new(parts.clone()));
+    Log::start_with(&dir, membership, network, inbound, LIMITS)
+        .await
+        .context("open the log")
+}
+
+/// Begins to look for the peers; gives the record as it is seen.
+fn discover(
+    config: &Config,
+    client: &Client,
+    book: &Book,
+    records: &Records,
+) -> Result<watch::Receiver<Option<Record>>> {
+    let (seen, record) = watch::channel(None);
+    let discovery = Discovery {
+        client: client.clone(),
+        namespace: config.namespace.clone(),
+        set: start::set(config)?.0.to_owned(),
+        peer_port: config.listen_peers.port(),
+        worker_port: config.listen.port(),
+        book: book.clone(),
+        records: records.clone(),
+    };
+    tokio::spawn(discovery.run(seen));
+    Ok(record)
 }
 
 async fn terminated() {

@@ -8,7 +8,7 @@
 //! in `orchestrator::api`, and only there.
 
 /// Worker and orchestrator.
-#[allow(clippy::all, missing_docs)]
+#[allow(clippy::all, clippy::too_many_lines, missing_docs)]
 pub mod worker {
     tonic::include_proto!("longshore.worker.v1");
 }

@@ -340,3 +340,23 @@ fn with_the_source_dead_a_delivery_can_neither_be_aborted_nor_undone() {
         "the checkpoint is all there is of the pod"
     );
 }
+
+#[test]
+fn in_a_log_that_goes_on_elsewhere_only_what_runs_is_begun_anew() {
+    for (phase, anew) in [(Phase::Delivering, true), (Phase::Succeeded, false)] {
+        let (mut state, id) = in_phase(phase);
+        let before = state.migrations[&id].clone();
+        state.begin_anew(Revision(1_000_000), 77);
+        let after = &state.migrations[&id];
+        assert_eq!(after.phase, phase);
+        assert_eq!(after.checkpoint, before.checkpoint);
+        let revision = if anew {
+            Revision(1_000_000)
+        } else {
+            before.revision
+        };
+        assert_eq!(after.revision, revision, "{phase}");
+        // The phase was entered when it was: only the attempt is new.
+        assert_eq!(after.entered, before.entered);
+    }
+}

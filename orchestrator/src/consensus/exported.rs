@@ -147,3 +147,116 @@ fn apply(state: &mut State, entry: &Entry) -> Result<(), FormatError> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use orchestrator_core::{
+        id::{MigrationId, NodeName, PodRef},
+        plan::Request,
+        refusal::Finding,
+        state::{Command, Decision},
+    };
+
+    use super::*;
+    use crate::consensus::{
+        node::{Leadership, Log, found},
+        storage::Owner,
+    };
+
+    const YESTERDAYS: &[u8] = include_bytes!("exported/export.v1.json");
+
+    fn register(node: &str) -> Command {
+        Command::Register {
+            node: NodeName::from(node),
+            journal: "a".to_owned(),
+        }
+    }
+
+    #[test]
+    fn yesterdays_export_is_read_and_written_again_the_same() {
+        let read = Exported::from_bytes(YESTERDAYS).unwrap();
+        assert_eq!(read.index, 7);
+        assert_eq!(read.state.workers[&"node1".into()].at, Revision(7));
+        let written = String::from_utf8(read.to_bytes().unwrap()).unwrap();
+        assert_eq!(written, String::from_utf8_lossy(YESTERDAYS));
+    }
+
+    #[test]
+    fn another_version_is_named() {
+        let newer = String::from_utf8_lossy(YESTERDAYS).replace("\"version\": 1", "\"version\": 2");
+        let error = Exported::from_bytes(newer.as_bytes()).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "the export is of version 2, this program knows 1"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_group_founded_from_a_disk_has_everything_and_fences_whatever_the_old_one_asked() {
+        let (old, new) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let log = Log::start(old.path(), 1).await.unwrap();
+        leads(&log).await;
+        log.propose(register("node1")).await.unwrap().1.unwrap();
+        log.stop().await;
+
+        let mut exported = Exported::from_disk(&old.path().join("log.redb")).unwrap();
+        assert!(exported.state.workers.contains_key(&"node1".into()));
+        let pod = PodRef {
+            namespace: "default".to_owned(),
+            name: "kuard".to_owned(),
+        };
+        let refused = Command::Submit {
+            id: MigrationId::from("m"),
+            object: pod.clone(),
+            request: Request {
+                pod,
+                target: NodeName::from("node2"),
+                freeze_max_ms: None,
+                timeout_ms: None,
+                dry_run: false,
+            },
+            decision: Decision::Refuse(vec![Finding::new("NoSuchPod", "it is not there", "")]),
+            at_ms: 1,
+            spans: vec![],
+        };
+        exported
+            .state
+            .apply(Revision(exported.index + 1), refused)
+            .unwrap();
+        let index = exported.index;
+        let owner = Owner {
+            peer: 9,
+            group: Uuid::from_u128(3),
+        };
+        let founding = exported.founding(owner.peer, 5);
+        assert_eq!(founding.index, index + IMPORT_GAP);
+        found(new.path(), owner, &founding).unwrap();
+        assert!(found(new.path(), owner, &founding).is_err(), "only once");
+
+        let membership = crate::consensus::node::Membership {
+            peer: owner.peer,
+            group: owner.group,
+            founders: Vec::new(),
+        };
+        let (_nobody, inbound) = tokio::sync::mpsc::channel(1);
+        let alone = crate::consensus::transport::Alone;
+        let limits = crate::consensus::node::LIMITS;
+        let log = Log::start_with(new.path(), membership, alone, inbound, limits)
+            .await
+            .unwrap();
+        leads(&log).await;
+        let (at, _) = log.propose(register("node2")).await.unwrap();
+        assert!(at.0 > index + IMPORT_GAP);
+        let state = log.state().borrow().clone();
+        assert!(state.workers.contains_key(&"node1".into()));
+        // What had ended is as it was: only what runs enters its phase anew.
+        assert_eq!(state.migrations[&"m".into()].revision, Revision(index + 1));
+        log.stop().await;
+    }
+
+    async fn leads(log: &Log) {
+        let mut leadership = log.leadership();
+        let leads = leadership.wait_for(|now| matches!(now, Leadership::Leader { .. }));
+        leads.await.unwrap();
+    }
+}

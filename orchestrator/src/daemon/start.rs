@@ -53,7 +53,10 @@ pub(super) async fn place(config: &Config, records: &Records, book: &Book) -> Re
         .context("look whose disk it is")?;
     loop {
         match ask(config, records, book, ordinal, disk).await? {
-            Asked::Told(place) => return Ok(place),
+            Asked::Told(place) => {
+                tracing::info!(?place, "this peer's place in the group");
+                return Ok(place);
+            }
             Asked::Wait(why) => tracing::info!(why, "this peer has no place in the group yet"),
             Asked::Silent(error) => {
                 if let Some((peer, Some(group))) = disk {

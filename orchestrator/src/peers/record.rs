@@ -391,6 +391,14 @@ mod tests {
     }
 
     #[test]
+    fn yesterdays_record_is_read_and_written_again_the_same() {
+        let yesterdays = r#"{"version":1,"group":"00000000-0000-0000-0000-000000000007","founders":[1,2,3],"seats":{"0":{"peer":1,"taken":true},"1":{"peer":2,"taken":true},"2":{"peer":3,"taken":true}},"retired":[],"next":4}"#;
+        let read: Record = serde_json::from_str(yesterdays).unwrap();
+        assert_eq!(read, founded());
+        assert_eq!(serde_json::to_string(&read).unwrap(), yesterdays);
+    }
+
+    #[test]
     fn a_restart_is_who_it_was() {
         let record = founded();
         let again = decide(Some(&record), 1, Some((2, Some(G))), 3, 3, OTHER);

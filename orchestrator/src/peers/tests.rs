@@ -1,6 +1,10 @@
+mod faulty;
 mod wire;
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::atomic::Ordering,
+    time::{Duration, Instant},
+};
 
 use proto::peer::{Envelope, Message as WireMessage, envelope, peers_client::PeersClient};
 use raft::eraftpb::{Message, MessageType};
@@ -174,6 +178,47 @@ async fn a_peer_whose_disk_is_gone_is_replaced_by_one_with_a_new_id_and_refused_
     .await;
     assert!(stranger.message().contains("removed"), "{stranger}");
     assert_eq!(group[&first].refusals("removed"), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_whose_disk_is_full_hands_over_and_is_back_once_there_is_room() {
+    let (_wires, group) = three().await;
+    let first = leader(&group, &[1, 2, 3]).await;
+    group[&first].faults.full.store(true, Ordering::Relaxed);
+    // Its own disk is not needed for a majority, but it can't apply what it hasn't written.
+    let unanswered = group[&first].log.propose(register("unanswered"));
+    let unanswered = tokio::time::timeout(PATIENCE, unanswered).await.unwrap();
+    assert!(unanswered.is_err(), "{unanswered:?}");
+    let others: Vec<u64> = (1..=3).filter(|id| *id != first).collect();
+    let second = leader(&group, &others).await;
+    let applied = group[&second].log.propose(register("meanwhile")).await;
+    applied.unwrap().1.unwrap();
+    group[&first].faults.full.store(false, Ordering::Relaxed);
+    everybody_has(&group, &[1, 2, 3], "meanwhile").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_follower_with_a_slow_disk_delays_nobody() {
+    let (_wires, group) = three().await;
+    let first = leader(&group, &[1, 2, 3]).await;
+    let slow = if first == 3 { 2 } else { 3 };
+    group[&slow].faults.sync_ms.store(700, Ordering::Relaxed);
+    let began = Instant::now();
+    for n in 0..20 {
+        let applied = group[&first].log.propose(register(&format!("n{n}"))).await;
+        applied.unwrap().1.unwrap();
+    }
+    assert!(
+        began.elapsed() < Duration::from_secs(2),
+        "{:?}",
+        began.elapsed()
+    );
+    assert_eq!(
+        leader(&group, &[1, 2, 3]).await,
+        first,
+        "nobody was unseated"
+    );
+    everybody_has(&group, &[slow], "n19").await;
 }
 
 /// Greets, says perhaps one message more, and gives back how it ended.

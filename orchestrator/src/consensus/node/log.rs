@@ -94,15 +94,30 @@ impl Log {
         inbound: mpsc::Receiver<Inbound>,
         limits: Limits,
     ) -> Result<Self, ConsensusError> {
+        make(dir)?;
         let file = dir.join(FILE);
-        let dir = dir.to_owned();
-        let opened = tokio::task::spawn_blocking(move || open(&dir, &membership, limits));
-        let (core, disk) = opened.await.map_err(|cause| ConsensusError::Io {
+        let reopen: Reopen = Box::new(move || Disk::open(&file));
+        Self::start_on(reopen, dir, membership, transport, inbound, limits).await
+    }
+
+    /// The same, on a disk that is opened in another way.
+    pub(crate) async fn start_on(
+        reopen: Reopen,
+        dir: &Path,
+        membership: Membership,
+        transport: impl Transport,
+        inbound: mpsc::Receiver<Inbound>,
+        limits: Limits,
+    ) -> Result<Self, ConsensusError> {
+        let path = dir.join(FILE);
+        let opened = tokio::task::spawn_blocking(move || {
+            open(&reopen, &path, &membership, limits).map(|(core, disk)| (core, disk, reopen))
+        });
+        let (core, disk, reopen) = opened.await.map_err(|cause| ConsensusError::Io {
             doing: "open the replicated log",
             source: std::io::Error::other(cause),
         })??;
         let (events, written) = mpsc::unbounded_channel();
-        let reopen: Reopen = Box::new(move || Disk::open(&file));
         let writer = Writer::start(disk, reopen, events).map_err(|source| ConsensusError::Io {
             doing: "start the log's writer",
             source,
@@ -291,12 +306,11 @@ pub fn found(dir: &Path, owner: Owner, founding: &Founding) -> Result<(), Consen
 }
 
 fn open(
-    dir: &Path,
+    reopen: &Reopen,
+    path: &Path,
     membership: &Membership,
     limits: Limits,
 ) -> Result<(Core, Disk), ConsensusError> {
-    make(dir)?;
-    let path = dir.join(FILE);
     let Membership {
         peer,
         group,
@@ -307,9 +321,9 @@ fn open(
         group: *group,
     };
     let founding = (!founders.is_empty()).then(|| Founding::of(founders.clone()));
-    let disk = Disk::open(&path).map_err(at(&path))?;
-    disk.claim(owner, founding.as_ref()).map_err(at(&path))?;
-    let loaded = disk.load().map_err(at(&path))?;
+    let disk = reopen().map_err(at(path))?;
+    disk.claim(owner, founding.as_ref()).map_err(at(path))?;
+    let loaded = disk.load().map_err(at(path))?;
     let incarnation = Uuid::new_v4().as_u128();
     let logger = slog::Logger::root(ToTracing, slog::o!());
     let mut core = Core::new(&Core::config(*peer), loaded, limits, incarnation, &logger)?;

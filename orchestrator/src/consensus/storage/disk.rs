@@ -22,7 +22,7 @@ use crate::consensus::format::{
 const LOG: TableDefinition<u64, &[u8]> = TableDefinition::new("log");
 const META: TableDefinition<&str, &[u8]> = TableDefinition::new("meta");
 const PEER: &str = "peer";
-const GROUP: &str = "group";
+const GROUP_ROW: &str = "group";
 const HARD_STATE: &str = "hard_state";
 const COMPACTED: &str = "compacted";
 const SNAPSHOT: &str = "snapshot";
@@ -189,7 +189,7 @@ impl Disk {
 
     /// Opens a disk of a test's making.
     #[cfg(test)]
-    pub(in crate::consensus) fn on(backend: impl redb::StorageBackend) -> Result<Self, DiskError> {
+    pub(crate) fn on(backend: impl redb::StorageBackend) -> Result<Self, DiskError> {
         Self::prepare(
             builder()
                 .create_with_backend(backend)
@@ -248,7 +248,7 @@ impl Disk {
                     .map_err(failed("found"))
             };
             keep(PEER, &owner.peer.to_le_bytes())?;
-            keep(GROUP, owner.group.as_bytes())?;
+            keep(GROUP_ROW, owner.group.as_bytes())?;
         }
         if let Some(founding) = founding {
             put(&transaction, &founding.task()?)?;
@@ -267,7 +267,7 @@ impl Disk {
             return Ok(None);
         };
         let peer = u64::from_le_bytes(fixed("the owner", peer.value())?);
-        let group = match meta.get(GROUP).map_err(failed("read"))? {
+        let group = match meta.get(GROUP_ROW).map_err(failed("read"))? {
             Some(group) => Some(Uuid::from_bytes(fixed("the group", group.value())?)),
             None => None,
         };
@@ -397,4 +397,69 @@ fn point(index: u64, term: u64) -> Result<Vec<u8>, FormatError> {
     let mut point = SnapshotMetadata::default();
     (point.index, point.term) = (index, term);
     raft_to_bytes("the compaction point", &point)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GROUP: Uuid = Uuid::from_u128(5);
+
+    fn disk() -> Disk {
+        Disk::on(redb::backends::InMemoryBackend::new()).unwrap()
+    }
+
+    #[test]
+    fn a_disk_from_before_groups_had_names_gets_its_groups_and_keeps_its_log() {
+        let disk = disk();
+        let owner = Owner {
+            peer: 1,
+            group: GROUP,
+        };
+        disk.found(owner, &Founding::of(vec![1])).unwrap();
+        // What the version before wrote: the peer alone.
+        let transaction = disk.database.begin_write().unwrap();
+        transaction
+            .open_table(META)
+            .unwrap()
+            .remove(GROUP_ROW)
+            .unwrap();
+        transaction.commit().unwrap();
+        assert_eq!(disk.owner().unwrap(), Some((1, None)));
+
+        disk.claim(owner, None).unwrap();
+        assert_eq!(disk.owner().unwrap(), Some((1, Some(GROUP))));
+        assert_eq!(
+            disk.load().unwrap().applied,
+            (FOUNDING_INDEX, FOUNDING_TERM)
+        );
+    }
+
+    #[test]
+    fn a_disk_of_another_peer_or_group_is_not_taken() {
+        let disk = disk();
+        let owner = Owner {
+            peer: 1,
+            group: GROUP,
+        };
+        disk.claim(owner, Some(&Founding::of(vec![1, 2, 3])))
+            .unwrap();
+        let other_peer = Owner { peer: 2, ..owner };
+        assert!(matches!(
+            disk.claim(other_peer, None),
+            Err(DiskError::OtherPeer { found: 1, .. })
+        ));
+        let other_group = Owner {
+            group: Uuid::nil(),
+            ..owner
+        };
+        assert!(matches!(
+            disk.claim(other_group, None),
+            Err(DiskError::OtherGroup { .. })
+        ));
+        assert!(matches!(
+            disk.found(other_group, &Founding::of(vec![1])),
+            Err(DiskError::NotEmpty { found: 1 })
+        ));
+    }
 }

@@ -16,8 +16,13 @@ use tokio::{
 };
 use uuid::Uuid;
 
+use super::faulty::{Faults, Faulty};
 use crate::{
-    consensus::node::{INBOUND_QUEUED_MAX, Leadership, Limits, Log, Membership},
+    consensus::{
+        node::{INBOUND_QUEUED_MAX, Leadership, Limits, Log, Membership},
+        storage::Disk,
+        transport::Inbound,
+    },
     peers::{
         book::{Address, Book},
         gate::Gate,
@@ -46,6 +51,7 @@ pub(super) struct Peer {
     pub(super) log: Log,
     pub(super) parts: Parts,
     pub(super) refused: IntCounterVec,
+    pub(super) faults: Faults,
     served: JoinHandle<()>,
     _disk: tempfile::TempDir,
 }
@@ -129,7 +135,8 @@ impl Wires {
             inbound: inbound_out.clone(),
             dropped: IntCounter::new("dropped", "dropped").unwrap(),
         };
-        let log = start(disk.path(), peer, founders, &parts, inbound).await;
+        let faults = Faults::default();
+        let log = start(disk.path(), peer, founders, &parts, inbound, faults.clone()).await;
         let refused = IntCounterVec::new(Opts::new("refused", "refused"), &["reason"]).unwrap();
         let gate = Gate::new(peer, GROUP, book, log.members(), refused.clone());
         tokio::spawn(gate.clone().note_removals());
@@ -156,6 +163,7 @@ impl Wires {
             log,
             parts,
             refused,
+            faults,
             served,
             _disk: disk,
         }
@@ -167,22 +175,20 @@ async fn start(
     peer: u64,
     founders: &[u64],
     parts: &Parts,
-    inbound: mpsc::Receiver<crate::consensus::transport::Inbound>,
+    inbound: mpsc::Receiver<Inbound>,
+    faults: Faults,
 ) -> Log {
     let membership = Membership {
         peer,
         group: GROUP,
         founders: founders.to_vec(),
     };
-    Log::start_with(
-        dir,
-        membership,
-        Network::new(parts.clone()),
-        inbound,
-        LIMITS,
-    )
-    .await
-    .unwrap()
+    let file = dir.join("log.redb");
+    let open = Box::new(move || Disk::on(Faulty::open(&file, faults.clone())));
+    let network = Network::new(parts.clone());
+    Log::start_on(open, dir, membership, network, inbound, LIMITS)
+        .await
+        .unwrap()
 }
 
 pub(super) fn at(port: u16) -> Address {
