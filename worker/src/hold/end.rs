@@ -37,7 +37,7 @@ impl Holder {
         request: &Release,
         timeline: &mut Timeline,
     ) -> Result<Released, HoldError> {
-        let pod = request.pod.as_ref().ok_or(HoldError::NoPod)?;
+        let pod = &request.pod.clone().unwrap_or_default();
         let start = self.node.unix_ns();
         let hold = self.journal.recall().await?.migration(migration).hold;
         for container in &pod.containers {
