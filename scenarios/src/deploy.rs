@@ -32,12 +32,11 @@ pub const PEER_COUNT: u8 = 3;
 pub const PEER_STATE: &str = "/var/lib/longshore-orchestrator";
 /// The Secret that names the store, with all that a client of it must know.
 const STORE: &str = "longshore-s3";
+/// What the peers run.
+pub const ORCHESTRATOR_IMAGE: &str = "docker.io/longshore/orchestrator:dev";
 /// The images and the programs in each, the first of which it starts.
 const IMAGES: &[(&str, &[&str])] = &[
-    (
-        "docker.io/longshore/orchestrator:dev",
-        &["orchestrator", "migrate"],
-    ),
+    (ORCHESTRATOR_IMAGE, &["orchestrator", "migrate"]),
     ("docker.io/longshore/worker:dev", &["worker"]),
 ];
 /// Where Debian keeps the authorities that TLS trusts, and where the daemons look for them.

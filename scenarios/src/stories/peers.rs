@@ -60,6 +60,11 @@ impl Peer {
         let ordinal = (0..PEER_COUNT)
             .find(|ordinal| format!("{PEERS}-{ordinal}") != leader.pod)
             .context("there is a peer that follows")?;
+        Self::of(stage, ordinal)
+    }
+
+    /// The one of this ordinal.
+    pub fn of(stage: &Stage, ordinal: u8) -> Result<Self> {
         Self::named(stage, &format!("{PEERS}-{ordinal}"))
     }
 

@@ -6,28 +6,31 @@ use rustix::process::Signal;
 use serde_json::Value;
 use std::{
     collections::BTreeSet,
-    thread,
+    fs, thread,
     time::{Duration, Instant},
 };
 
 use super::{
     Stage, Story,
     faults::ledger_with,
-    harm::{SlowAdmission, all_well, nothing_left, shell, signal},
+    harm::{SlowAdmission, Stopped, all_well, nothing_left, shell, signal},
     journey::Journey,
     peers::{Peer, ask_peer, led_by_another},
     stage::Migrated,
     witness::Witness,
 };
 use crate::{
-    deploy::{NAMESPACE, PEER_STATE, PEERS},
-    process::wait_for,
+    cache,
+    deploy::{NAMESPACE, ORCHESTRATOR_IMAGE, PEER_STATE, PEERS},
+    process::{self, wait_for},
 };
 
 /// The promise: losing the leader costs no more.
 const FAILOVER_WITHIN: Duration = Duration::from_secs(3);
 /// A pod that starts, is ready, learns and is swapped in.
 const REPLACED_WITHIN: Duration = Duration::from_secs(60);
+/// A pod with two programs that take milliseconds, pulled and started.
+const RECOVERED_WITHIN: Duration = Duration::from_secs(70);
 /// Three peers, one after the other, each ready before the next goes; then a worker on each node.
 const ROLLED_OUT_WITHIN: Duration = Duration::from_secs(180);
 
@@ -48,6 +51,11 @@ pub fn stories() -> Vec<Story> {
             name: "rolling-upgrade",
             about: "Peers and workers are replaced one after another under migrations, and nothing is lost",
             tell: rolling_upgrade,
+        },
+        Story {
+            name: "group-recovery",
+            about: "Two of three disks are lost under a hold: the group is founded anew from the third, and nothing is lost",
+            tell: group_recovery,
         },
     ]
 }
@@ -215,5 +223,106 @@ fn under_rollout(
             Ok(ended) => ended.map(|_| moved),
             Err(_) => bail!("waiting for {workload} panicked"),
         }
+    })
+}
+
+/// As the runbook says, with a pod held in the middle of its migration.
+fn group_recovery(stage: &Stage) -> Result<()> {
+    ledger_with(stage, 32)?;
+    let witness = Witness::of(stage, "ledger")?;
+    let left = Peer::of(stage, 1)?;
+    let lost = [Peer::of(stage, 0)?, Peer::of(stage, 2)?];
+    let mut journey = Journey::begin(stage, "ledger", other_node(stage)?, &[])?;
+    journey.reaches("Holding")?;
+    let silent = Stopped::s3(stage)?;
+    scale(stage, 0)?;
+    for peer in &lost {
+        shell(
+            &stage.lab,
+            peer.node,
+            &format!("rm -rf {PEER_STATE}/{}/*", peer.pod),
+        )?;
+    }
+    let manifest = cache::project().join("deploy/recovery/pod.yaml");
+    let manifest = fs::read_to_string(&manifest).context("read the recovery's manifest")?;
+    // As the lab's overlay changes the StatefulSet.
+    let manifest = manifest
+        .replace(
+            "image: longshore/orchestrator",
+            &format!("image: {ORCHESTRATOR_IMAGE}"),
+        )
+        .replace("65532", "0");
+    let mut apply = stage.cluster.kubectl();
+    apply.args(["apply", "--filename", "-"]);
+    process::succeed_with_input(
+        &mut apply,
+        process::Input::Bytes(manifest.into()),
+        RECOVERED_WITHIN,
+    )?;
+    let recovery = ["-n", NAMESPACE, "wait", "pod/longshore-recovery"];
+    let done = ["--for=jsonpath={.status.phase}=Succeeded", "--timeout=60s"];
+    let recovered = stage
+        .cluster
+        .run_within(RECOVERED_WITHIN, &[&recovery[..], &done].concat());
+    let said = stage.cluster.run(&[
+        "-n",
+        NAMESPACE,
+        "logs",
+        "longshore-recovery",
+        "--all-containers",
+    ])?;
+    recovered.with_context(|| format!("the recovery said: {said}"))?;
+    stage.cluster.run_within(
+        RECOVERED_WITHIN,
+        &["-n", NAMESPACE, "delete", "pod", "longshore-recovery"],
+    )?;
+    println!(
+        "          {}",
+        said.lines()
+            .find(|line| line.contains("founded"))
+            .unwrap_or(&said)
+    );
+    drop(silent);
+    scale(stage, 3)?;
+    let (Migrated { code, text }, ended) = journey.end()?;
+    if !matches!((code, ended.phase()), (0, "Succeeded") | (3, "RolledBack")) {
+        bail!(
+            "it ended as {} with exit code {code}:\n{text}",
+            ended.phase()
+        );
+    }
+    println!(
+        "          the migration that was under way: {}",
+        ended.phase()
+    );
+    all_well(stage)?;
+    let voters = wait_for("three voters", REPLACED_WITHIN, || {
+        Ok(Some(voters(stage)?).filter(|voters| voters.len() == 3))
+    })?;
+    println!(
+        "          the voters are {voters:?}; the disk of {} was left",
+        left.pod
+    );
+    witness.verdict()?;
+    stage.move_pod("ledger", other_node(stage)?)?;
+    witness.verdict()?;
+    nothing_left(stage)
+}
+
+fn scale(stage: &Stage, replicas: u8) -> Result<()> {
+    let (set, replicas_flag) = (
+        format!("statefulset/{PEERS}"),
+        format!("--replicas={replicas}"),
+    );
+    stage
+        .cluster
+        .run(&["-n", NAMESPACE, "scale", &set, &replicas_flag])?;
+    let label = format!("app.kubernetes.io/name={PEERS}");
+    wait_for("the peers to be as many", REPLACED_WITHIN, || {
+        let pods = stage
+            .cluster
+            .json(&["-n", NAMESPACE, "get", "pods", "-l", &label])?;
+        let count = pods["items"].as_array().map_or(0, Vec::len);
+        Ok((count == usize::from(replicas)).then_some(()))
     })
 }
