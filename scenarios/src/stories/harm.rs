@@ -318,15 +318,22 @@ impl Drop for SlowAdmission<'_> {
 /// Insists that nothing of the story's migrations is left anywhere; a pod restored from one may keep the names it runs
 /// under.
 pub fn nothing_left(stage: &Stage) -> Result<()> {
+    nothing_left_but(stage, &mut Vec::new())
+}
+
+/// The same, but for what was left before, and told then. What is left now is added to that.
+pub fn nothing_left_but(stage: &Stage, known: &mut Vec<String>) -> Result<()> {
     let mut last = Vec::new();
     let cleared = wait_for(
         "what migrations leave to be cleared away",
         CLEARED_WITHIN,
         || {
             last = left(stage)?;
+            last.retain(|one| !known.contains(one));
             Ok(last.is_empty().then_some(()))
         },
     );
+    known.extend(last.iter().cloned());
     cleared.with_context(|| format!("left over: {}", last.join("; ")))
 }
 

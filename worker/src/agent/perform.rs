@@ -240,11 +240,15 @@ impl Performer {
             return;
         }
         let pod = hold.pod.clone().unwrap_or_default();
-        if let Err(error) = self
-            .holder
-            .remove_archives(&key.migration, &pod, None)
-            .await
-        {
+        let removed = async {
+            // With the hold's beginning also archives whose names nobody told us are found: a dump that was under way
+            // when we died was finished by the kubelet.
+            let held = self.journal.recall().await?.migration(&key.migration).hold;
+            self.holder
+                .remove_archives(&key.migration, &pod, held.as_ref())
+                .await
+        };
+        if let Err(error) = removed.await {
             tracing::warn!(%error, "archives are left until the migration is tidied up");
         }
     }

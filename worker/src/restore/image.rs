@@ -24,7 +24,7 @@ use crate::{
     rebuild::{self, Built, RebuildError, Recipe},
     registry::Registry,
     spans::{Traffic, now_unix_ns, span_since},
-    store::Store,
+    store::{Store, remove::remove_below},
 };
 
 /// Folder of built images below the state folder: MIGRATION/rREVISION/CONTAINER.
@@ -33,9 +33,6 @@ const LAYERS: &str = "layers";
 const GONE_WAIT: Duration = Duration::from_secs(8);
 /// Between two looks at what is left of a pod.
 const GONE_POLL: Duration = Duration::from_millis(200);
-/// Deletes in flight when a checkpoint is removed: each is a few ms of waiting for the store.
-const DELETES_IN_FLIGHT: usize = 16;
-
 /// Restores by image on this node.
 pub struct Restorer {
     /// Where checkpoints lie.
@@ -408,11 +405,7 @@ impl Restorer {
                 expected: format!("one of {migration}"),
             });
         }
-        let keys = self.store.list(prefix).await?;
-        for some in keys.chunks(DELETES_IN_FLIGHT) {
-            try_join_all(some.iter().map(|key| self.store.delete(key))).await?;
-        }
-        Ok(())
+        Ok(remove_below(self.store.as_ref(), prefix).await?)
     }
 
     /// Removes every name under which the runtime knows images of this migration.

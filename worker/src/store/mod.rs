@@ -15,6 +15,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 pub mod memory;
+pub mod remove;
 pub mod s3;
 
 /// The verbs of an object store.
@@ -73,6 +74,14 @@ pub enum Fault {
     /// The bucket is not there.
     #[error("there is no such bucket; create it or correct S3_BUCKET")]
     NoBucket,
+    /// An answer that can't be true.
+    #[error(
+        "the store's answer can't be true ({detail}); is something between us and it that alters answers?"
+    )]
+    Untrue {
+        /// What it said.
+        detail: String,
+    },
     /// The store is overloaded or starting: all attempts were used up.
     #[error(
         "the store is busy or failing ({detail}), also after {attempts} attempts; try again later"

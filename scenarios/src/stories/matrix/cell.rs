@@ -14,7 +14,7 @@ use super::{
 };
 use crate::stories::{
     Stage,
-    harm::{Changed, LAME_CRIU, SlowAdmission, WHOLE_CRIU, all_well, nothing_left},
+    harm::{Changed, LAME_CRIU, SlowAdmission, WHOLE_CRIU, all_well, nothing_left_but},
     journey::{Journey, Seen},
     witness::{Witness, now_ms},
 };
@@ -127,7 +127,12 @@ struct Ended {
 
 impl Cell {
     /// Tells it; whatever goes wrong in the telling is a violation, for then the promise was not shown to hold.
-    pub fn tell(self, ground: &Ground<'_>, witness: &Witness<'_>) -> Report {
+    pub fn tell(
+        self,
+        ground: &Ground<'_>,
+        witness: &Witness<'_>,
+        left_before: &mut Vec<String>,
+    ) -> Report {
         let began_ms = now_ms();
         let mut report = Report {
             cell: self.to_string(),
@@ -137,9 +142,11 @@ impl Cell {
             violation: None,
             ledger_lost: false,
         };
-        if let Err(error) = self.tell_into(ground, witness, began_ms, &mut report) {
+        let told = self.tell_into(ground, witness, began_ms, &mut report);
+        report.ledger_lost = told.is_err();
+        let told = told.and_then(|()| nothing_left_but(ground.stage, left_before));
+        if let Err(error) = told {
             report.violation = Some(format!("{error:#}"));
-            report.ledger_lost = true;
         }
         report
     }
@@ -174,8 +181,7 @@ impl Cell {
         }
         witness.alive_within(now_ms(), BACK_WITHIN)?;
         report.downtime_ms = witness.longest_silence_ms(began_ms);
-        witness.verdict()?;
-        nothing_left(stage)
+        witness.verdict()
     }
 
     /// The migration with its fault.

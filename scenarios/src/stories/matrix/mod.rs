@@ -149,8 +149,9 @@ fn tell_on(ground: &Ground<'_>, cells: &[Cell]) -> Result<Vec<Report>> {
     ledger_with(ground.stage, BALLAST_MIB)?;
     let mut witness = Witness::of(ground.stage, "ledger")?;
     let mut reports = Vec::new();
+    let mut left = Vec::new();
     for cell in cells {
-        let report = cell.tell(ground, &witness);
+        let report = cell.tell(ground, &witness, &mut left);
         println!("          {report}");
         let fresh = report.ledger_lost;
         reports.push(report);
