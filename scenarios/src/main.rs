@@ -158,6 +158,12 @@ enum Bench {
         #[arg(long, default_value = "5", value_parser = bench::check_runs)]
         runs: usize,
     },
+    /// The replicated log: commit latency, migrations a second, failover, a long history.
+    Raft {
+        /// Write the figures into this file, too.
+        #[arg(long, value_name = "FILE")]
+        json: Option<PathBuf>,
+    },
 }
 
 fn lab_name(name: &str) -> Result<String, String> {
@@ -211,6 +217,9 @@ fn run(name: &str, command: Verb) -> Result<ExitCode> {
         Verb::Bench {
             what: Bench::Pod { json, runs },
         } => bench::pod(name, runs, json.as_deref())?,
+        Verb::Bench {
+            what: Bench::Raft { json },
+        } => bench::raft(json.as_deref())?,
         Verb::Doctor => {
             let (text, well) = machine::doctor();
             show(text.as_bytes())?;
