@@ -75,17 +75,18 @@ pub async fn run(config: Config) -> Result<()> {
     let listener = TcpListener::bind(config.listen_peers)
         .await
         .context("listen for peers")?;
-    let log = open(&config, place, &parts, inbound).await?;
-    let log = log.measured_by(metrics.commit_seconds());
+    let log = open(&config, place, &parts, inbound)
+        .await?
+        .measured_by(metrics.commit_seconds());
 
     let gate = Gate::new(peer, group, book.clone(), log.members(), metrics.refused());
-    tokio::spawn(gate.clone().note_removals());
     let workers = Workers::new();
     let leading = Leading {
         client: client.clone(),
         log: log.clone(),
         workers: workers.clone(),
         record: discover(&config, &client, &book, &records)?,
+        book: book.clone(),
         otlp_endpoint: config.otlp_endpoint.clone(),
         pod_name: config.pod_name.clone(),
     };
@@ -94,6 +95,7 @@ pub async fn run(config: Config) -> Result<()> {
         inbound: inbound_out,
         log: log.clone(),
     };
+    let removals = gate.clone().note_removals();
     let operators = OperatorDesk {
         log: log.clone(),
         gate,
@@ -115,6 +117,7 @@ pub async fn run(config: Config) -> Result<()> {
         ended = for_workers.serve(&config, &identity) => ended.context("serve workers"),
         ended = serve::http(&config, metrics, log.clone(), workers) => ended.context("serve metrics and health"),
         ended = leading.run() => ended.context("lead"),
+        () = removals => anyhow::bail!("the log is gone"),
         () = stopped(&log) => anyhow::bail!("the log stopped"),
         () = terminated() => {
             tracing::info!("asked to end");

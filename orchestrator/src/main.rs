@@ -26,18 +26,20 @@ async fn main() -> ExitCode {
     {
         tracing::debug!("a TLS provider is installed already");
     }
-    let ended = match command {
-        Some(command) => operate::run(&config, command).await,
-        None => {
-            tracing::info!(?config, version = env!("CARGO_PKG_VERSION"), "orchestrator");
-            daemon::run(config).await.map(|()| ExitCode::SUCCESS)
-        }
+    let Some(command) = command else {
+        tracing::info!(?config, version = env!("CARGO_PKG_VERSION"), "orchestrator");
+        return match daemon::run(config).await {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                tracing::error!("{error:#}");
+                ExitCode::FAILURE
+            }
+        };
     };
-    match ended {
-        Ok(code) => code,
-        Err(error) => {
-            tracing::error!("{error:#}");
+    operate::run(&config, command)
+        .await
+        .unwrap_or_else(|error| {
+            operate::complain(&format!("{error:#}"));
             ExitCode::FAILURE
-        }
-    }
+        })
 }

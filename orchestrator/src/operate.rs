@@ -102,22 +102,25 @@ pub async fn run(config: &Config, command: Command) -> Result<ExitCode> {
     }
 }
 
-/// What a peer says of the group: the leader, if it can be reached, else the one that was asked.
+/// What a peer says of the group: the leader, if it can be reached, else the one in whose pod we are.
 struct See {
     told: Description,
+    /// The peer in whose pod we are.
+    own: u64,
 }
 
 impl See {
     async fn group(config: &Config) -> Result<Self> {
         let told = describe(&mut own(config).await?).await?;
-        let seen = Self { told };
-        if seen.told.leader == 0 || seen.told.leader == seen.told.peer {
+        let own = told.peer;
+        let seen = Self { told, own };
+        if seen.told.leader == 0 || seen.told.leader == own {
             return Ok(seen);
         }
         // Only the leader knows how far the others are; without it this peer's word has to do.
         match seen.dial_leader(config).await {
             Ok(mut leader) => match describe(&mut leader).await {
-                Ok(told) => Ok(Self { told }),
+                Ok(told) => Ok(Self { told, own }),
                 Err(_) => Ok(seen),
             },
             Err(_) => Ok(seen),
@@ -126,7 +129,7 @@ impl See {
 
     async fn dial_leader(&self, config: &Config) -> Result<OperatorClient<Channel>> {
         let leader = self.told.leader;
-        if leader == self.told.peer {
+        if leader == self.own {
             return own(config).await;
         }
         let known = self.told.peers.iter().find(|peer| peer.id == leader);
@@ -154,7 +157,10 @@ impl See {
         let mut client = match self.told.quorum {
             true => self.dial_leader(config).await?,
             false => {
-                tracing::warn!("{}; this peer's own state is exported", self.no_quorum());
+                complain(&format!(
+                    "{}; this peer's own state is exported",
+                    self.no_quorum()
+                ));
                 own(config).await?
             }
         };
@@ -172,7 +178,7 @@ impl See {
         if self.told.quorum {
             return ExitCode::SUCCESS;
         }
-        tracing::error!("{}", self.no_quorum());
+        complain(&self.no_quorum());
         ExitCode::FAILURE
     }
 
@@ -408,6 +414,12 @@ fn write(file: &Path, bytes: &[u8]) -> Result<()> {
     }
 }
 
+/// For people, beside the answer.
+pub fn complain(text: &str) {
+    // Nobody can be told that nobody can be told.
+    let _ = writeln!(io::stderr(), "orchestrator: {text}");
+}
+
 fn print(text: &str) -> Result<()> {
     writeln!(io::stdout(), "{text}").context("print")
 }
@@ -432,6 +444,7 @@ mod tests {
             silent_ms: 20 * id,
         };
         See {
+            own: 1,
             told: Description {
                 group: Uuid::nil().to_string(),
                 peer: 1,

@@ -19,7 +19,7 @@ use crate::{
     driver::{Driver, Propose},
     janitor::Janitor,
     k8s::{cluster::RealCluster, events::Events, intake, nodes, status::board::Board},
-    peers::{membership, record::Record},
+    peers::{book::Book, membership, record::Record},
     perform::World,
     trace::Exporter,
     workers::Workers,
@@ -34,6 +34,7 @@ pub(super) struct Leading {
     pub(super) log: Log,
     pub(super) workers: Workers,
     pub(super) record: watch::Receiver<Option<Record>>,
+    pub(super) book: Book,
     pub(super) otlp_endpoint: Option<String>,
     pub(super) pod_name: String,
 }
@@ -67,6 +68,7 @@ impl Leading {
             log,
             workers,
             record,
+            book,
             otlp_endpoint,
             pod_name,
         } = self;
@@ -120,7 +122,7 @@ impl Leading {
             leader: leader.clone(),
         };
         part("janitor", Box::pin(janitor.run()));
-        let members = membership::run(log.clone(), record.clone());
+        let members = membership::run(log.clone(), record.clone(), book.clone());
         part("membership", Box::pin(members));
         Ok(parts)
     }

@@ -16,7 +16,7 @@ use std::{collections::BTreeSet, time::Duration};
 
 use tokio::sync::watch;
 
-use super::record::Record;
+use super::{book::Book, record::Record};
 use crate::consensus::{
     core::{Change, Standing},
     node::Log,
@@ -30,7 +30,9 @@ const CAUGHT_UP_WITHIN: u64 = 16;
 const JOINT_LOOKS: u32 = 5;
 
 /// Runs while this peer leads; to be dropped when it doesn't.
-pub async fn run(log: Log, record: watch::Receiver<Option<Record>>) {
+///
+/// Whoever was removed once is not wanted, even if the record as last seen still has it: it may be seconds old.
+pub async fn run(log: Log, record: watch::Receiver<Option<Record>>, book: Book) {
     let mut looks_joint = 0;
     loop {
         tokio::time::sleep(LOOK_EVERY).await;
@@ -39,7 +41,9 @@ pub async fn run(log: Log, record: watch::Receiver<Option<Record>>) {
         };
         let joint = !standing.members.outgoing.is_empty();
         looks_joint = if joint { looks_joint + 1 } else { 0 };
+        let removed = book.entries().borrow().removed.clone();
         let wanted = record.borrow().as_ref().map(Record::wanted);
+        let wanted = wanted.map(|wanted| &wanted - &removed);
         let change = match (joint, wanted) {
             (true, _) if looks_joint >= JOINT_LOOKS => Some(Change::Leave),
             (true, _) | (false, None) => None,

@@ -16,6 +16,7 @@ use self::wire::{GROUP, PATIENCE, Wires, everybody_has, leader, register, set, t
 use super::{membership, record::Record};
 use crate::{
     consensus::{
+        core::Change,
         format::raft_to_bytes,
         node::{AskError, ProposeError},
     },
@@ -150,7 +151,12 @@ async fn a_peer_whose_disk_is_gone_is_replaced_by_one_with_a_new_id_and_refused_
         .without(gone)
         .and(u32::try_from(gone).unwrap() - 1, 4);
     let (_record_out, record) = watch::channel(Some(record));
-    tokio::spawn(membership::run(group[&first].log.clone(), record));
+    let leads = &group[&first];
+    tokio::spawn(membership::run(
+        leads.log.clone(),
+        record,
+        leads.parts.book.clone(),
+    ));
     group.insert(4, wires.start(4, &[]).await);
     let mut members = group[&4].log.members();
     let wanted = set(&[first, 6 - first - gone, 4]);
@@ -178,6 +184,27 @@ async fn a_peer_whose_disk_is_gone_is_replaced_by_one_with_a_new_id_and_refused_
     .await;
     assert!(stranger.message().contains("removed"), "{stranger}");
     assert_eq!(group[&first].refusals("removed"), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_removed_peer_is_not_taken_back_by_a_record_seen_before() {
+    let (_wires, group) = three().await;
+    let first = leader(&group, &[1, 2, 3]).await;
+    let gone = if first == 3 { 2 } else { 3 };
+    let leads = &group[&first];
+    let (_record_out, record) = watch::channel(Some(Record::founding(GROUP, 3)));
+    tokio::spawn(membership::run(
+        leads.log.clone(),
+        record,
+        leads.parts.book.clone(),
+    ));
+    leads.log.change(Change::Remove(gone)).await.unwrap();
+    let mut members = leads.log.members();
+    let left = members.wait_for(|now| !now.all().contains(&gone));
+    drop(tokio::time::timeout(PATIENCE, left).await.unwrap().unwrap());
+    let back = members.wait_for(|now| now.all().contains(&gone));
+    let some_looks = Duration::from_secs(2);
+    assert!(tokio::time::timeout(some_looks, back).await.is_err());
 }
 
 #[tokio::test(flavor = "multi_thread")]
