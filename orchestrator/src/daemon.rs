@@ -15,10 +15,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use kube::Client;
-use tokio::{
-    net::TcpListener,
-    sync::{mpsc, watch},
-};
+use tokio::sync::{mpsc, watch};
 
 use crate::{
     config::Config,
@@ -27,7 +24,6 @@ use crate::{
         node::{INBOUND_QUEUED_MAX, LIMITS, Log, Membership},
         transport::Inbound,
     },
-    k8s::call,
     metrics::Metrics,
     peers::{
         book::{Address, Book},
@@ -54,8 +50,7 @@ mod start;
 /// What ended, and why.
 pub async fn run(config: Config) -> Result<()> {
     let metrics = Arc::new(Metrics::new().context("make the metrics")?);
-    let client = Client::try_from(call::config().await.context("find the Kubernetes API")?)
-        .context("make a Kubernetes client")?;
+    let client = start::client().await?;
     let book = Book::open(&config.data_dir);
     let records = Records::new(client.clone(), &config.namespace);
     let place = start::place(&config, &records, &book).await?;
@@ -72,9 +67,7 @@ pub async fn run(config: Config) -> Result<()> {
         dropped: metrics.messages_dropped(),
     };
     // Before the log: whoever answers late makes elections, and the port must be ours.
-    let listener = TcpListener::bind(config.listen_peers)
-        .await
-        .context("listen for peers")?;
+    let listener = start::listen(&config).await?;
     let log = open(&config, place, &parts, inbound)
         .await?
         .measured_by(metrics.commit_seconds());

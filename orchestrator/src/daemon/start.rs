@@ -10,13 +10,14 @@ use kube::{
     Api, Client,
     api::{ObjectMeta, Patch, PatchParams},
 };
+use tokio::net::TcpListener;
 use uuid::Uuid;
 
 use crate::{
     config::Config,
     consensus::node::owner,
     k8s::{
-        call::{CallError, bounded},
+        call::{self, CallError, bounded},
         pods::FIELD_MANAGER,
     },
     peers::{
@@ -41,6 +42,18 @@ pub(super) fn set(config: &Config) -> Result<(&str, u32)> {
             config.pod_name
         )
     })
+}
+
+/// A client that asks once and never again by itself.
+pub(super) async fn client() -> Result<Client> {
+    let config = call::config().await.context("find the Kubernetes API")?;
+    Client::try_from(config).context("make a Kubernetes client")
+}
+
+/// Where peers will dial.
+pub(super) async fn listen(config: &Config) -> Result<TcpListener> {
+    let listener = TcpListener::bind(config.listen_peers).await;
+    listener.context("listen for peers")
 }
 
 /// Who this peer is; waits for Kubernetes where only that can tell.
