@@ -69,7 +69,12 @@ pub fn start_api(lab: &mut Lab) -> Result<()> {
     })
 }
 
+/// One that runs is left alone: a story kills the API server without it.
 fn start_etcd(lab: &mut Lab) -> Result<()> {
+    let running = lab.processes.get("etcd");
+    if running.is_some_and(|process| process.is_alive()) {
+        return Ok(());
+    }
     let base = lab
         .base
         .clone()
