@@ -148,9 +148,10 @@ impl Data for Hands {
             let local = machine.pods.get(&pod.uid);
             let judged = pod.containers.iter().map(|wanted| {
                 let all = local.into_iter().flat_map(|local| &local.containers);
-                let latest = all.filter(|c| c.name == wanted.name).last();
-                let status = latest.map(|c| status(c, blind.then_some(&prefix), running_ns));
-                judge(&wanted.name, &prefix, status.as_ref())
+                let attempts = all.filter(|c| c.name == wanted.name);
+                let claim = blind.then_some(&prefix);
+                let statuses: Vec<_> = attempts.map(|c| status(c, claim, running_ns)).collect();
+                judge(&wanted.name, &prefix, &statuses)
             });
             judged.collect()
         });

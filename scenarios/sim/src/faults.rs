@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use orchestrator_core::migration::Phase;
+
 use crate::journal::Lines;
 
 /// Rates and states of the surroundings, and the disks that processes leave behind.
@@ -108,6 +110,15 @@ fn pair(one: &str, other: &str) -> (String, String) {
         (other, one)
     };
     (one.to_owned(), other.to_owned())
+}
+
+/// When a misfortune comes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum When {
+    /// At this time.
+    At(u64),
+    /// So long after the log says that this migration is in this phase.
+    Phase(String, Phase, u64),
 }
 
 /// A single misfortune.

@@ -301,6 +301,9 @@ fn status(local: &LocalPod, pod: &Seen) -> Value {
 
 /// The node goes down: everything on it ends, freezers are gone, disks stay. Later it boots, longer than any lease.
 pub async fn reboot(sim: Sim, node: String) {
+    if !sim.look(|inner| inner.truth.machine(&node).up) {
+        return;
+    }
     let now_ms = sim.now_ms();
     sim.event(&node, format_args!("goes down"));
     sim.with(|inner| {
@@ -312,7 +315,15 @@ pub async fn reboot(sim: Sim, node: String) {
             inner.truth.end(now_ms, &node, &id, 255, Cause::Accident);
         }
         let machine = inner.truth.machine(&node);
-        machine.pods.clear();
+        // The runtime's records stay, so that what is started again is not its first attempt.
+        for pod in machine.pods.values_mut() {
+            pod.frozen = false;
+            pod.starting = false;
+            for container in &mut pod.containers {
+                container.state = TaskState::Stopped;
+                container.dumping = false;
+            }
+        }
         machine.registry_up = false;
     });
     sim.rest(5_500..=9_000).await;

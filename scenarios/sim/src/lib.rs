@@ -13,6 +13,7 @@
 //! kernel does. Those have tests and stories of their own.
 
 pub mod api;
+pub mod cases;
 pub mod data;
 pub mod dice;
 pub mod doors;
@@ -25,6 +26,7 @@ pub mod machine;
 pub mod mistakes;
 pub mod peer;
 pub mod raft_log;
+pub mod runs;
 pub mod schedule;
 pub mod sim;
 pub mod stage;

@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 
 use orchestrator::consensus::core::{LIMITS, Limits};
+use orchestrator_core::migration::Phase;
 
 use crate::{
     dice::Dice,
-    faults::{Faults, Misfortune},
+    faults::{Faults, Misfortune, When},
 };
 
 /// Faults stop at the latest then; a schedule is some seconds, because what costs is time going by.
@@ -63,7 +64,7 @@ pub struct Schedule {
     /// Pods.
     pub pods: Vec<PodSketch>,
     /// What goes wrong when.
-    pub misfortunes: Vec<(u64, Misfortune)>,
+    pub misfortunes: Vec<(When, Misfortune)>,
     /// What goes wrong now and then.
     pub faults: Faults,
     /// From then on nothing goes wrong.
@@ -128,11 +129,10 @@ impl Schedule {
         schedule.rates(dice);
         let misfortunes = *dice.one(&[0, 1, 1, 2, 2, 3, 4, 6]);
         for _ in 0..misfortunes {
-            let at_ms = dice.of(600..=schedule.calm_at_ms - 300);
+            let when = when(dice, schedule.calm_at_ms);
             let what = misfortune(dice, &schedule);
-            schedule.misfortunes.push((at_ms, what));
+            schedule.misfortunes.push((when, what));
         }
-        schedule.misfortunes.sort_by_key(|(at_ms, _)| *at_ms);
         schedule
     }
 
@@ -198,10 +198,36 @@ fn pod(dice: &mut Dice, n: u64, nodes: u64) -> PodSketch {
     }
 }
 
+/// Half of them fall into a phase on purpose: by the clock most would miss the few hundred milliseconds that matter.
+fn when(dice: &mut Dice, calm_at_ms: u64) -> When {
+    if dice.hits(500) {
+        return When::At(dice.of(600..=calm_at_ms - 300));
+    }
+    let phases = [
+        Phase::Preparing,
+        Phase::Holding,
+        Phase::Holding,
+        Phase::Delivering,
+        Phase::Restoring,
+        Phase::Restoring,
+        Phase::Restoring,
+        Phase::Rescuing,
+        Phase::Retiring,
+        Phase::Releasing,
+    ];
+    let phase = *dice.one(&phases);
+    let id = *dice.one(&["m1", "m1", "m2", "m11"]);
+    When::Phase(id.to_owned(), phase, dice.of(0..=500))
+}
+
 fn misfortune(dice: &mut Dice, schedule: &Schedule) -> Misfortune {
     let nodes: Vec<String> = schedule.nodes.iter().map(|n| n.name.clone()).collect();
     let node = dice.one(&nodes).clone();
-    let peer = format!("peer{}", dice.of(1..=schedule.peers));
+    let peer = if dice.hits(400) {
+        "leader".to_owned()
+    } else {
+        format!("peer{}", dice.of(1..=schedule.peers))
+    };
     let for_ms = *dice.one(&[300, 1_000, 3_000, 7_000]);
     match dice.of(0..=15) {
         0 | 1 => Misfortune::Kill(peer),
@@ -210,7 +236,7 @@ fn misfortune(dice: &mut Dice, schedule: &Schedule) -> Misfortune {
         5 | 6 => Misfortune::Reboot(node),
         7 => Misfortune::Accident(node),
         8 => Misfortune::HaltKubelet(node, for_ms),
-        9 => Misfortune::Cut(peer, node, for_ms),
+        9 => Misfortune::Cut(format!("peer{}", dice.of(1..=schedule.peers)), node, for_ms),
         10 => Misfortune::Isolate(peer, for_ms),
         11 => Misfortune::Isolate(node, for_ms),
         12 => {

@@ -15,7 +15,7 @@ use serde_json::json;
 use crate::{
     dice::Dice,
     doors::Doors,
-    faults::{Misfortune, Network},
+    faults::{Misfortune, Network, When},
     kubelet,
     mistakes::Mistake,
     peer::Peer,
@@ -32,6 +32,7 @@ use crate::{
 const CALM_MS_MAX: u64 = 150_000;
 /// Kubelets and janitor tidy up after the last migration has ended.
 const TIDY_MS_MAX: u64 = 40_000;
+const LOOK_FOR_PHASE_EVERY: Duration = Duration::from_millis(7);
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 
 /// What came of a schedule.
@@ -88,8 +89,8 @@ impl Stage {
         for (n, pod) in schedule.pods.into_iter().enumerate() {
             users.spawn(Arc::clone(&stage).moves(n, pod));
         }
-        for (at_ms, what) in schedule.misfortunes {
-            tokio::spawn(Arc::clone(&stage).befall(at_ms, what));
+        for (when, what) in schedule.misfortunes {
+            tokio::spawn(Arc::clone(&stage).befall(when, what));
         }
         tokio::time::sleep(Duration::from_millis(schedule.calm_at_ms)).await;
         sim.event("world", format_args!("nothing goes wrong any more"));
@@ -133,8 +134,8 @@ impl Stage {
             inner.faults.calm();
             inner.network.heal_all();
             for machine in inner.truth.machines.values_mut() {
-                // A restore that can never be: the migration ends all the same, by a rescue.
-                machine.starts_afresh &= machine.breaks_restores;
+                machine.starts_afresh = false;
+                machine.breaks_restores = false;
             }
         });
     }
@@ -254,12 +255,42 @@ impl Stage {
         }
     }
 
-    async fn befall(self: Arc<Self>, at_ms: u64, what: Misfortune) {
-        tokio::time::sleep(Duration::from_millis(at_ms)).await;
+    /// False: it did not come before the calm.
+    async fn comes(&self, when: When) -> bool {
+        match when {
+            When::At(ms) => {
+                tokio::time::sleep(Duration::from_millis(ms)).await;
+                true
+            }
+            When::Phase(id, phase, after_ms) => {
+                let is_in = || {
+                    let now = self.sim.ledger(|ledger, _| verdict::phase(ledger, &id));
+                    now.is_some_and(|(now, _)| now == phase)
+                };
+                while !is_in() {
+                    tokio::time::sleep(LOOK_FOR_PHASE_EVERY).await;
+                    if self.is_calm() {
+                        return false;
+                    }
+                }
+                tokio::time::sleep(Duration::from_millis(after_ms)).await;
+                !self.is_calm()
+            }
+        }
+    }
+
+    fn is_calm(&self) -> bool {
+        self.sim.now_ms() >= self.calm_at_ms
+    }
+
+    async fn befall(self: Arc<Self>, when: When, what: Misfortune) {
+        if !self.comes(when).await {
+            return;
+        }
         let sim = &self.sim;
         sim.event("world", format_args!("{what:?}"));
         match what {
-            Misfortune::Kill(process) => self.doors.kill(&process, "kill -9"),
+            Misfortune::Kill(process) => self.doors.kill(&self.named(process), "kill -9"),
             Misfortune::Forget(node) => {
                 self.doors
                     .kill(&format!("worker-{node}"), "its disk is lost");
@@ -282,6 +313,7 @@ impl Stage {
                 sim.look(|inner| inner.network.heal(&one));
             }
             Misfortune::Isolate(place, ms) => {
+                let place = self.named(place);
                 sim.look(|inner| inner.network.isolate(&place));
                 self.a_while(ms).await;
                 sim.look(|inner| inner.network.heal(&place));
@@ -307,6 +339,12 @@ impl Stage {
             }
             Misfortune::DeleteMigration(n) => self.abort(&format!("m{n}")).await,
         }
+    }
+
+    /// `leader` is whoever leads.
+    fn named(&self, place: String) -> String {
+        let leader = self.doors.leader().filter(|_| place == "leader");
+        leader.map_or(place, |(name, _)| name)
     }
 
     /// Not beyond the beginning of the calm.

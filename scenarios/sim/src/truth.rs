@@ -282,11 +282,22 @@ impl Truth {
                     }
                     if begins
                         && let Some(memory) = &mut container.memory
-                        && let Some(line) = self
-                            .lines
-                            .get_mut(&(pod.name.clone(), container.name.clone()))
                         && !container.stray
                     {
+                        let line = (pod.name.clone(), container.name.clone());
+                        let line = self.lines.entry(line).or_insert(Line {
+                            memory: *memory,
+                            lost_by_accident: false,
+                        });
+                        // Lives are numbered: a newer one is a fresh start that has come to run.
+                        if memory.life > line.memory.life {
+                            line.memory = *memory;
+                        }
+                        let known_lost = line.lost_by_accident && memory.life == line.memory.life;
+                        if known_lost {
+                            // What came after the checkpoint went with the accident; this is the best there is.
+                            line.memory = *memory;
+                        }
                         if *memory != line.memory {
                             violated(format!(
                                 "stale: {}/{} on {node} goes on at {memory:?}, it had come to {:?}",
@@ -295,7 +306,8 @@ impl Truth {
                         }
                         memory.ran += 1;
                         line.memory.ran += 1;
-                        line.lost_by_accident = false;
+                        // Restored once more after an accident, it is no success: whoever ends it loses nothing new.
+                        line.lost_by_accident &= container.attempt > 0;
                     }
                     let copies = running
                         .entry((pod.name.as_str(), container.name.as_str()))
@@ -332,12 +344,6 @@ impl Truth {
             ran: 0,
         };
         let machine = self.machine(node);
-        let Some(uid) = machine.container(id).map(|(uid, _)| uid.to_owned()) else {
-            return;
-        };
-        let Some(pod_name) = machine.pods.get(&uid).map(|pod| pod.name.clone()) else {
-            return;
-        };
         let Some(container) = machine.container_mut(id) else {
             return;
         };
@@ -351,14 +357,6 @@ impl Truth {
             Content::Base => {
                 container.memory = Some(fresh);
                 container.stray = stray;
-                let line = (pod_name, container.name.clone());
-                if !stray {
-                    let line = self.lines.entry(line).or_insert(Line {
-                        memory: fresh,
-                        lost_by_accident: false,
-                    });
-                    line.memory = fresh;
-                }
             }
         }
     }

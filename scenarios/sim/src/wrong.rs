@@ -179,8 +179,22 @@ impl Cluster for WrongCluster {
         self.cluster.restored(plan, id).await
     }
 
-    async fn delete_restored(&self, plan: &Plan, uid: &PodUid) -> Result<(), ClusterError> {
-        self.cluster.delete_restored(plan, uid).await
+    async fn release_restored(
+        &self,
+        plan: &Plan,
+        uid: &PodUid,
+        id: &MigrationId,
+    ) -> Result<(), ClusterError> {
+        self.cluster.release_restored(plan, uid, id).await
+    }
+
+    async fn delete_restored(
+        &self,
+        plan: &Plan,
+        uid: &PodUid,
+        id: &MigrationId,
+    ) -> Result<(), ClusterError> {
+        self.cluster.delete_restored(plan, uid, id).await
     }
 
     async fn prepull(
