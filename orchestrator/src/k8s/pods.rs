@@ -5,8 +5,9 @@
 //!          delete_source   1 mark it committed (resourceVersion: not if anything happened since we looked)
 //!                          2 delete it (UID, no grace)
 //!                          3 take the finalizer off: the name is free
-//! target   create_target   the name is the fence: there is one pod of it
-//! undo     release_source  finalizer and notes off; delete_target (UID)
+//! target   create_target   the name is the fence: there is one pod of it; held like the source until it is proved
+//!          delete_source   the same three for a target that must not run
+//! undo     release_source  finalizer and notes off
 //! ```
 //!
 //! A deletion that we did not mark is somebody else's, and is obeyed. One that falls between our mark and our delete
@@ -93,6 +94,8 @@ pub struct TargetStatus {
     pub reason: String,
     /// Somebody deleted it.
     pub deleting: bool,
+    /// The migration that has given it up and deletes it.
+    pub given_up_by: Option<String>,
     /// Condition Ready.
     pub ready: bool,
     /// `status.podIP`, "" before there is one.
@@ -184,7 +187,8 @@ impl Pods {
         Ok(source_state(self.get(pod).await?.as_ref(), uid, migration))
     }
 
-    /// Marks, deletes and lets go of the source. Repeating it goes on where it stopped.
+    /// Marks, deletes and lets go of the source, or of a target that is held like it. Repeating it goes on where it
+    /// stopped.
     ///
     /// # Errors
     /// When the API server gives no clear answer, or something else keeps the object.
@@ -303,14 +307,6 @@ impl Pods {
         })
     }
 
-    /// Deletes the target pod at once; Ok: no pod of this UID has the name any more, or soon. Repeating is harmless.
-    ///
-    /// # Errors
-    /// When the API server gives no clear answer.
-    pub async fn delete_target(&self, pod: &PodRef, uid: &PodUid) -> Result<(), CallError> {
-        self.delete(pod, uid).await
-    }
-
     /// With UID and without grace. Not there, or another pod there by now, is done.
     async fn delete(&self, pod: &PodRef, uid: &PodUid) -> Result<(), CallError> {
         let params = DeleteParams {
@@ -384,6 +380,7 @@ pub fn target_status(object: &Pod) -> TargetStatus {
         phase: status.phase.clone().unwrap_or_default(),
         reason: words.into_iter().flatten().collect::<Vec<_>>().join(": "),
         deleting: object.metadata.deletion_timestamp.is_some(),
+        given_up_by: annotation(object, COMMITTED_ANNOTATION).cloned(),
         ready: status
             .conditions
             .iter()

@@ -199,6 +199,9 @@ pub fn with_images(
     let annotations = pod.metadata.annotations.get_or_insert_default();
     annotations.insert(MIGRATION_ANNOTATION.to_owned(), migration.0.clone());
     annotations.insert(IMAGES_ANNOTATION.to_owned(), origins);
+    // Until the log knows that it was restored, its deletion must not go unseen: a gone pod would be made again.
+    annotations.insert(HELD_ANNOTATION.to_owned(), migration.0.clone());
+    pod.metadata.finalizers = Some(vec![HOLD_FINALIZER.to_owned()]);
     Ok(pod)
 }
 

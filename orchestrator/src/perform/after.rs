@@ -121,18 +121,26 @@ impl Act<'_> {
     pub(super) async fn rescue(&mut self) -> Result<Outcome, Ended> {
         let source = self.plan.source.clone();
         if let Some(made) = self.world.cluster.restored(self.plan, &self.due.id).await? {
-            if made.deleting {
+            if made.deleted_by_user() {
                 return Err(Ended::pod_deleted(self.plan));
+            }
+            if made.node == source && made.given_up {
+                let (uid, reason) = (made.uid, "it was given up before".to_owned());
+                return Err(self.prove_failed(&source, &uid, &[], reason).await?);
             }
             if made.node == source {
                 let images = self.deliver_to(&source).await?;
                 return self.rescued(&source, &made.uid, &images).await;
             }
             // Left from before a crash: the target's, which is proved not to run before anything else is begun.
-            self.world
+            let deleted = self
+                .world
                 .cluster
-                .delete_restored(self.plan, &made.uid)
+                .delete_restored(self.plan, &made.uid, &self.due.id)
                 .await?;
+            if deleted == Deletion::ByUser {
+                return Err(Ended::pod_deleted(self.plan));
+            }
             let (target, images) = (self.plan.target.clone(), self.migration.images.clone());
             self.withdraw(&target, Some(&made.uid), &images).await?;
         }
@@ -187,6 +195,10 @@ impl Act<'_> {
         match self.migration.restored.clone() {
             Some(restored) => {
                 self.disarm(&restored).await?;
+                self.world
+                    .cluster
+                    .release_restored(self.plan, &restored.pod_uid, &self.due.id)
+                    .await?;
                 self.destroy_source().await?;
                 self.first_readiness().await?;
                 self.tidy(&restored.node, true, &restored.images, SHORT_STEP_WITHIN)
@@ -201,10 +213,11 @@ impl Act<'_> {
                 let images = self.migration.images.clone();
                 let made = self.world.cluster.restored(self.plan, &self.due.id).await?;
                 if let Some(made) = &made {
-                    self.world
-                        .cluster
-                        .delete_restored(self.plan, &made.uid)
-                        .await?;
+                    let cluster = &self.world.cluster;
+                    let (plan, uid, id) = (self.plan, &made.uid, &self.due.id);
+                    if cluster.delete_restored(plan, uid, id).await? == Deletion::ByUser {
+                        cluster.release_restored(plan, uid, id).await?;
+                    }
                 }
                 self.withdraw(&target, made.as_ref().map(|made| &made.uid), &images)
                     .await?;

@@ -236,7 +236,8 @@ async fn another_pod_of_the_name_is_never_deleted() {
     });
     assert_eq!(delete(&api).await.unwrap(), SourceDeleted::Gone);
     let pods = Pods::new(api.client());
-    pods.delete_target(&place(), &uid()).await.unwrap();
+    let deleted = pods.delete_source(&place(), &uid(), &migration()).await;
+    assert_eq!(deleted.unwrap(), SourceDeleted::Gone);
     assert!(kuard(&api).is_some());
 }
 

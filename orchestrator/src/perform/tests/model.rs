@@ -81,6 +81,9 @@ struct Inner {
     fresh_node: Option<String>,
     thaw_after: Option<&'static str>,
     delete_after: Option<&'static str>,
+    /// The user deleted the restored pod: its container ends, our finalizer keeps the object.
+    restored_deleted: bool,
+    delete_restored_after: Option<&'static str>,
     end_after: Option<&'static str>,
     fail_next: Option<&'static str>,
 }
@@ -119,6 +122,8 @@ impl Model {
             fresh_node: None,
             thaw_after: None,
             delete_after: None,
+            restored_deleted: false,
+            delete_restored_after: None,
             end_after: None,
             fail_next: None,
         };
@@ -153,6 +158,10 @@ impl Model {
 
     pub fn user_deletes_after(&self, effect: &'static str) {
         self.lock().delete_after = Some(effect);
+    }
+
+    pub fn user_deletes_restored_after(&self, effect: &'static str) {
+        self.lock().delete_restored_after = Some(effect);
     }
 
     pub fn end_source_after(&self, effect: &'static str) {
@@ -240,6 +249,12 @@ impl Inner {
         }
         if self.delete_after == Some(name) {
             self.delete_after = None;
+            self.user_deleted = true;
+        }
+        if self.delete_restored_after == Some(name) {
+            self.delete_restored_after = None;
+            self.restored_deleted = true;
+            self.restored_runs = false;
             self.user_deleted = true;
         }
         if self.end_after == Some(name) {
@@ -377,17 +392,43 @@ impl Cluster for Model {
         Ok(inner.restored.as_ref().map(|(node, made)| RestoredObject {
             uid: PodUid(format!("restored-{made}")),
             node: NodeName(node.clone()),
-            deleting: false,
+            given_up: false,
+            deleting: inner.restored_deleted,
             broken: None,
             waiting: None,
             ready: inner.restored_runs,
         }))
     }
 
-    async fn delete_restored(&self, _plan: &Plan, _uid: &PodUid) -> Result<(), ClusterError> {
+    async fn release_restored(
+        &self,
+        _plan: &Plan,
+        _uid: &PodUid,
+        _id: &MigrationId,
+    ) -> Result<(), ClusterError> {
         let change = |inner: &mut Inner| {
-            inner.restored = None;
+            if inner.restored_deleted {
+                inner.restored = None;
+            }
             Ok(())
+        };
+        self.effect("release restored", change, || Err(unclear("release")))
+            .await
+            .map_err(|()| unclear("release"))?
+    }
+
+    async fn delete_restored(
+        &self,
+        _plan: &Plan,
+        _uid: &PodUid,
+        _id: &MigrationId,
+    ) -> Result<Deletion, ClusterError> {
+        let change = |inner: &mut Inner| {
+            if inner.restored_deleted {
+                return Ok(Deletion::ByUser);
+            }
+            inner.restored = None;
+            Ok(Deletion::Done)
         };
         self.effect("delete restored", change, || Err(unclear("delete")))
             .await
