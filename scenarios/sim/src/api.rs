@@ -130,6 +130,14 @@ impl Objects {
         self.pods.get(name).map(seen)
     }
 
+    /// There is this pod, of this UID, and nobody has deleted it.
+    #[must_use]
+    pub fn is_current(&self, name: &str, uid: &str) -> bool {
+        self.pods.get(name).is_some_and(|pod| {
+            pod["metadata"]["uid"] == uid && pod["metadata"].get("deletionTimestamp").is_none()
+        })
+    }
+
     /// Annotations and finalizers of ours on the pod.
     #[must_use]
     pub fn marks(&self, name: &str) -> Vec<String> {

@@ -83,7 +83,14 @@ pub fn caught(known: &Known) -> Option<(u64, String)> {
                 return;
             }
             let told = stage::play(Schedule::drawn(seed), Some(known.mistake), false);
-            if let Some(first) = told.violations.into_iter().next() {
+            let first = told.violations.into_iter().next();
+            // What is wrong without the mistake does not catch it.
+            let sound = || {
+                stage::play(Schedule::drawn(seed), None, false)
+                    .violations
+                    .is_empty()
+            };
+            if let Some(first) = first.filter(|_| sound()) {
                 let mut found = found.lock().unwrap_or_else(PoisonError::into_inner);
                 found.insert(seed, first.what);
             }

@@ -84,6 +84,8 @@ pub struct LocalPod {
     pub ending_since_ms: Option<u64>,
     /// Its containers, the newest last.
     pub containers: Vec<Container>,
+    /// All its containers ran together while its object stood: only then is it ready, and clients are led to it.
+    pub whole: bool,
     /// The kubelet starts something of it just now.
     pub starting: bool,
     /// Not before this time is anything started again.
@@ -124,8 +126,6 @@ pub struct Machine {
     pub registry: BTreeMap<String, Entry>,
     /// Archives; on disk.
     pub archives: BTreeMap<PathBuf, Archive>,
-    /// Deaths of containers by its own faults: a reboot, no memory.
-    pub accidents: u32,
 }
 
 /// One container of one pod, over all its copies.
@@ -185,6 +185,10 @@ impl Container {
     #[must_use]
     pub fn is_alive(&self) -> bool {
         self.started && self.state != TaskState::Stopped
+    }
+
+    fn is_set_running(&self) -> bool {
+        self.started && self.state == TaskState::Running
     }
 
     /// Its process executes instructions.
@@ -267,59 +271,40 @@ impl Truth {
                 what,
             });
         };
-        let mut running: BTreeMap<(&str, &str), (u32, String)> = BTreeMap::new();
-        for (node, machine) in &mut self.machines {
+        let Self {
+            machines,
+            lines,
+            objects,
+            ..
+        } = self;
+        let mut running: BTreeMap<(&str, &str), (u32, &str)> = BTreeMap::new();
+        for (node, machine) in machines {
+            let up = machine.up;
             for (uid, pod) in &mut machine.pods {
+                pod.whole = pod.whole || objects.is_current(&pod.name, uid) && is_whole(pod, lines);
+                let (name, frozen) = (pod.name.as_str(), pod.frozen);
                 for container in &mut pod.containers {
-                    let runs = machine.up
-                        && !pod.frozen
-                        && container.started
-                        && container.state == TaskState::Running;
+                    let runs = up && !frozen && container.is_set_running();
                     let begins = runs && !container.running;
                     container.running = runs;
-                    if !runs {
-                        continue;
+                    if begins && let Some(stale) = goes_on(lines, name, container) {
+                        violated(format!(
+                            "stale: {name}/{} on {node} {stale}",
+                            container.name
+                        ));
                     }
-                    if begins
-                        && let Some(memory) = &mut container.memory
-                        && !container.stray
-                    {
-                        let line = (pod.name.clone(), container.name.clone());
-                        let line = self.lines.entry(line).or_insert(Line {
-                            memory: *memory,
-                            lost_by_accident: false,
-                        });
-                        // Lives are numbered: a newer one is a fresh start that has come to run.
-                        if memory.life > line.memory.life {
-                            line.memory = *memory;
-                        }
-                        let known_lost = line.lost_by_accident && memory.life == line.memory.life;
-                        if known_lost {
-                            // What came after the checkpoint went with the accident; this is the best there is.
-                            line.memory = *memory;
-                        }
-                        if *memory != line.memory {
+                    if runs {
+                        let copy = (name, container.name.as_str());
+                        let (copies, first) = running.entry(copy).or_insert((0, node.as_str()));
+                        *copies += 1;
+                        if *copies == 2 {
+                            let (pod, container) = copy;
                             violated(format!(
-                                "stale: {}/{} on {node} goes on at {memory:?}, it had come to {:?}",
-                                pod.name, container.name, line.memory
+                                "two copies of {pod}/{container} run, on {first} and {node}"
                             ));
                         }
-                        memory.ran += 1;
-                        line.memory.ran += 1;
-                        // Restored once more after an accident, it is no success: whoever ends it loses nothing new.
-                        line.lost_by_accident &= container.attempt > 0;
                     }
-                    let copies = running
-                        .entry((pod.name.as_str(), container.name.as_str()))
-                        .or_default();
-                    copies.0 += 1;
-                    copies.1.push_str(&format!(" {node}({uid})"));
                 }
-            }
-        }
-        for ((pod, container), (copies, places)) in running {
-            if copies > 1 {
-                violated(format!("two copies of {pod}/{container} run:{places}"));
             }
         }
     }
@@ -372,10 +357,11 @@ impl Truth {
     ) -> Option<Violation> {
         let machine = self.machine(node);
         let (uid, _) = machine.container(id)?;
-        let pod = machine.pods.get(uid)?.name.clone();
-        if cause == Cause::Accident {
-            machine.accidents += 1;
-        }
+        let local = machine.pods.get(uid)?;
+        // A pod that was never ready has answered nobody: one whose other container can't be restored, one that a
+        // kubelet brought up once more when its object was gone.
+        let cause = if local.whole { cause } else { Cause::Accident };
+        let pod = local.name.clone();
         let container = machine.container_mut(id)?;
         if !container.is_alive() {
             return None;
@@ -456,4 +442,38 @@ impl Truth {
         }
         violations
     }
+}
+
+type Lines = BTreeMap<(String, String), Line>;
+
+/// Every container that this pod ever had is up.
+fn is_whole(pod: &LocalPod, lines: &Lines) -> bool {
+    let known = lines.range((pod.name.clone(), String::new())..);
+    let mut names = known
+        .map(|(key, _)| key)
+        .take_while(|(of, _)| *of == pod.name);
+    names.all(|(_, name)| pod.alive().any(|c| c.name == *name && !c.stray))
+}
+
+/// A container comes to run: says what is wrong when it is not where its life had come to.
+fn goes_on(lines: &mut Lines, pod: &str, container: &mut Container) -> Option<String> {
+    let memory = container.memory.as_mut().filter(|_| !container.stray)?;
+    let key = (pod.to_owned(), container.name.clone());
+    let line = lines.entry(key).or_insert(Line {
+        memory: *memory,
+        lost_by_accident: false,
+    });
+    // Lives are numbered: a newer one is a fresh start that has come to run. And what came after a checkpoint went with
+    // the accident that ended it: the checkpoint is the best there is.
+    let is_new = memory.life > line.memory.life;
+    if is_new || line.lost_by_accident && memory.life == line.memory.life {
+        line.memory = *memory;
+    }
+    let stale = (*memory != line.memory)
+        .then(|| format!("goes on at {memory:?}, it had come to {:?}", line.memory));
+    memory.ran += 1;
+    line.memory.ran += 1;
+    // Restored once more after an accident, it is no success: whoever ends it loses nothing new.
+    line.lost_by_accident &= container.attempt > 0;
+    stale
 }

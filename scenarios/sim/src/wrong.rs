@@ -193,7 +193,7 @@ impl Cluster for WrongCluster {
         plan: &Plan,
         uid: &PodUid,
         id: &MigrationId,
-    ) -> Result<(), ClusterError> {
+    ) -> Result<Deletion, ClusterError> {
         self.cluster.delete_restored(plan, uid, id).await
     }
 
