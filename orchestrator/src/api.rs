@@ -13,18 +13,21 @@ use orchestrator_core::{
     id::{NodeName, Revision},
     migration::Span,
     refusal::Finding,
-    state::{Applied, Command},
     view::{InspectionView, WorkerView},
 };
 use proto::worker::{
-    FromWorker, Hello, Inspection, Inventory, ProtocolVersion, Severity, ToWorker, Welcome,
-    from_worker, orchestrator_server::Orchestrator, to_worker,
+    FromWorker, Hello, Inspection, Inventory, PeerAddress, PeersReply, PeersRequest,
+    ProtocolVersion, Severity, ToWorker, Welcome, from_worker, orchestrator_server::Orchestrator,
+    to_worker,
 };
 use tokio::sync::mpsc;
 use tokio_stream::{StreamExt, wrappers::ReceiverStream};
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::workers::{Clock, OUTBOX_MAX, Workers};
+use crate::{
+    peers::book::Book,
+    workers::{Clock, OUTBOX_MAX, Workers},
+};
 
 /// The first message of a stream must come within this time.
 const HELLO_WITHIN: Duration = Duration::from_secs(5);
@@ -42,14 +45,14 @@ pub trait Authenticate: Send + Sync {
     async fn node_of(&self, token: &str) -> Result<NodeName, String>;
 }
 
-/// Puts a command into the log.
+/// Registers workers in the log.
 #[async_trait]
 pub trait Register: Send + Sync {
     /// Registers a worker's journal and gives the log index of its registration.
     ///
     /// # Errors
-    /// There is no leader here, or no quorum.
-    async fn register(&self, command: Command) -> Result<Applied, String>;
+    /// There is no leader, or no quorum.
+    async fn register(&self, node: &NodeName, journal: &str) -> Result<Revision, String>;
 }
 
 /// The service.
@@ -60,6 +63,8 @@ pub struct Api {
     pub authenticate: Arc<dyn Authenticate>,
     /// The log.
     pub register: Arc<dyn Register>,
+    /// Where the peers are.
+    pub book: Book,
 }
 
 #[async_trait]
@@ -90,6 +95,20 @@ impl Orchestrator for Api {
             }
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(inbox).map(Ok))))
+    }
+
+    async fn peers(&self, request: Request<PeersRequest>) -> Result<Response<PeersReply>, Status> {
+        self.authenticated(&request).await?;
+        let entries = Arc::clone(&self.book.entries().borrow());
+        let peers = entries.peers.iter().filter_map(|(id, known)| {
+            Some(PeerAddress {
+                id: *id,
+                address: known.address.as_ref()?.for_workers(),
+            })
+        });
+        Ok(Response::new(PeersReply {
+            peers: peers.collect(),
+        }))
     }
 }
 
@@ -140,20 +159,10 @@ async fn welcome(
             "the token is of node {node}, the worker says {said}"
         )));
     }
-    let command = Command::Register {
-        node: node.clone(),
-        journal: journal_id,
-    };
-    let registered = match register
-        .register(command)
+    let Revision(registered) = register
+        .register(node, &journal_id)
         .await
-        .map_err(Status::unavailable)?
-    {
-        Applied::Registered(Revision(registered)) => registered,
-        Applied::Phase(_) => {
-            return Err(Status::internal("a registration was answered by a phase"));
-        }
-    };
+        .map_err(Status::unavailable)?;
     tracing::info!(%node, %version, %boot_id, registered_revision, registered, "a worker is connected");
     Ok(Welcome {
         registered_revision: registered,

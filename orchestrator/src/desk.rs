@@ -20,7 +20,7 @@ use orchestrator_core::{
     view::{InspectionView, PodView, WorkerView},
 };
 use proto::worker::{self as wire, answer, question};
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, task::JoinSet};
 
 use crate::{
     api,
@@ -54,21 +54,26 @@ pub struct Desk {
 }
 
 impl Desk {
-    /// Until the watch ends.
+    /// Until the watch ends. Dropped, it drops what is under way: a deposed leader takes nothing in.
     pub async fn run(self, mut intake: mpsc::Receiver<Intake>) {
+        let mut under_way = JoinSet::new();
         while let Some(asked) = intake.recv().await {
+            while under_way.try_join_next().is_some() {}
             let desk = self.clone();
             match asked {
                 Intake::Submit(asked) => {
                     if desk.begin(&asked.id) {
-                        tokio::spawn(async move {
+                        under_way.spawn(async move {
                             desk.submit(&asked).await;
                             desk.end(&asked.id);
                         });
                     }
                 }
                 Intake::Abort { id, object } => {
-                    tokio::spawn(async move { desk.abort(id, object).await });
+                    under_way.spawn(async move { desk.abort(id, object).await });
+                }
+                Intake::DeclareDead { id, node } => {
+                    tokio::spawn(async move { desk.declare_dead(id, node).await });
                 }
             }
         }
@@ -211,7 +216,47 @@ impl Desk {
         }
     }
 
+    /// A person's word that a node is dead is taken unless its worker says the contrary, or the log has it already.
+    async fn declare_dead(&self, id: MigrationId, node: NodeName) {
+        loop {
+            let needless = {
+                let state = self.log.state();
+                let state = state.borrow();
+                let known = state.migrations.get(&id);
+                known.is_none_or(|migration| migration.phase.ended() || migration.is_dead(&node))
+            };
+            if needless {
+                return;
+            }
+            if self.workers.connected().contains_key(&node) {
+                tracing::warn!(migration = %id, %node, "declared dead, but its worker answers: not taken");
+                return;
+            }
+            let command = Command::DeclareDead {
+                id: id.clone(),
+                node: node.clone(),
+                at_ms: unix_ms(),
+            };
+            match self.log.propose(command).await {
+                Ok((_, Ok(_))) => {
+                    tracing::warn!(migration = %id, %node, "declared dead: it goes on without that node");
+                    return;
+                }
+                Ok((_, Err(rejection))) => {
+                    tracing::warn!(migration = %id, %node, %rejection, "declared dead, but not taken");
+                    return;
+                }
+                Err(error) => {
+                    tracing::warn!(migration = %id, %node, %error, "it is proposed again");
+                }
+            }
+            tokio::time::sleep(AGAIN_AFTER).await;
+        }
+    }
+
     /// Obeyed, refused, or, when the log never knew it or it has ended, the object is let go.
+    ///
+    /// It is let go only when a majority says that we lead still: a deposed leader's log doesn't know the newest ones.
     async fn abort(&self, id: MigrationId, object: PodRef) {
         let by = Finding::new(
             "Aborted",
@@ -219,6 +264,11 @@ impl Desk {
             "",
         );
         loop {
+            if let Err(error) = self.log.confirm().await {
+                tracing::warn!(migration = %object, %error, "the abort waits");
+                tokio::time::sleep(AGAIN_AFTER).await;
+                continue;
+            }
             let known = self
                 .log
                 .state()
@@ -252,6 +302,7 @@ impl Desk {
                         Err(
                             rejection @ (Rejection::TooLate(_)
                             | Rejection::Stale { .. }
+                            | Rejection::NotItsNode(_)
                             | Rejection::NoSuchMigration(_)),
                         ),
                     )) => {

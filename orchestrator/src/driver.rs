@@ -17,7 +17,7 @@ use std::{
 use async_trait::async_trait;
 use orchestrator_core::{
     id::{MigrationId, Revision, UnixMs},
-    migration::{Migration, Outcome, Phase, Span},
+    migration::{Migration, Outcome, Phase, Span, Step},
     refusal::Finding,
     state::{Command, Due, State},
 };
@@ -41,6 +41,8 @@ pub trait Perform: Send + Sync {
 pub trait Propose: Send + Sync {
     /// Returns when the command was applied, or when it is not known whether it will be.
     async fn propose(&self, command: Command);
+    /// A majority says that we lead still, so the state is that of now.
+    async fn leads(&self) -> bool;
 }
 
 /// A step that could not be told, or failed where it is asked again, waits this long: first, and at most.
@@ -157,6 +159,10 @@ impl Driver {
             let commit = commits.ended(&due, self.clock.unix_ns());
             let clock = Arc::clone(&self.clock);
             let handle = under_way.tasks.spawn(async move {
+                // Where the first effect is Kubernetes' nothing fences a leader that was deposed without knowing it.
+                if begins_with_kubernetes(due.step) && !propose.leads().await {
+                    return ended;
+                }
                 let (outcome, mut spans) = perform.perform(&due, &migration).await;
                 tracing::info!(migration = %due.id, revision = %due.revision, step = ?due.step, ?outcome, "a step ended");
                 spans.extend(commit);
@@ -247,12 +253,17 @@ impl Drop for UnderWay {
     }
 }
 
+/// Other steps begin with a worker, which refuses an old revision.
+fn begins_with_kubernetes(step: Step) -> bool {
+    match step {
+        Step::Prepare | Step::Restore | Step::Rescue | Step::Retire | Step::Release => true,
+        Step::Recheck | Step::Hold | Step::Deliver => false,
+    }
+}
+
 /// Why this migration has to be undone by now, if it has.
 fn overdue(migration: &Migration, now_ms: UnixMs) -> Option<Finding> {
-    let plan = migration
-        .plan
-        .as_ref()
-        .filter(|_| migration.phase.abortable())?;
+    let plan = migration.plan.as_ref().filter(|_| migration.abortable())?;
     if let (Phase::Delivering, Some(checkpoint)) = (migration.phase, &migration.checkpoint) {
         let frozen_ms = now_ms.saturating_sub(checkpoint.paused_unix_ns / 1_000_000);
         if frozen_ms.saturating_add(RESTORE_RESERVE_MS) > plan.freeze_budget_ms {

@@ -12,6 +12,8 @@ pub mod driver;
 pub mod janitor;
 pub mod k8s;
 pub mod metrics;
+pub mod operate;
+pub mod peers;
 pub mod perform;
 pub mod tls;
 pub mod trace;

@@ -2,10 +2,12 @@
 //!
 //! Gauges are set from the replicated state ([`Metrics::observe`]); what ended is counted once, when it is first seen
 //! ended by this process. A process that has just started takes what had ended before for seen: counters count what
-//! happened in its life, as Prometheus expects. No pod names as labels.
+//! happened in its life, as Prometheus expects. Only the leader counts and shows migrations: sums over the peers are
+//! right then. No pod names as labels.
 
 use std::{collections::BTreeSet, sync::Mutex};
 
+use crate::consensus::core::Standing;
 use orchestrator_core::{
     id::MigrationId,
     migration::{Migration, PHASES},
@@ -25,6 +27,11 @@ const COMMIT: &str = "longshore_log_commit_seconds";
 const WORKERS: &str = "longshore_workers_connected";
 const IN_DOUBT: &str = "longshore_migrations_in_doubt";
 const STUCK: &str = "longshore_migrations_stuck";
+const LEADS: &str = "longshore_log_leads";
+const TERM: &str = "longshore_log_term";
+const APPLIED: &str = "longshore_log_applied_index";
+const REFUSED: &str = "longshore_peer_messages_refused_total";
+const DROPPED: &str = "longshore_peer_messages_dropped_total";
 
 /// From the shortest freeze worth telling apart to a minute, about three a decade.
 const FREEZE_BUCKETS: [f64; 9] = [0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0];
@@ -43,6 +50,11 @@ pub struct Metrics {
     workers: IntGauge,
     in_doubt: IntGauge,
     stuck: IntGauge,
+    leads: IntGauge,
+    term: IntGauge,
+    applied: IntGauge,
+    refused: IntCounterVec,
+    dropped: IntCounter,
     /// Ended migrations that are counted; `None` before the first state was seen.
     counted: Mutex<Option<BTreeSet<MigrationId>>>,
 }
@@ -79,6 +91,14 @@ impl Metrics {
                 STUCK,
                 "Migrations whose undo or rescue fails and is asked again.",
             )?,
+            leads: IntGauge::new(LEADS, "1 on the peer that leads the log.")?,
+            term: IntGauge::new(TERM, "Raft's term: it grows with every election.")?,
+            applied: IntGauge::new(APPLIED, "The last entry of the log that this peer applied.")?,
+            refused: IntCounterVec::new(
+                Opts::new(REFUSED, "Strangers that spoke as peers, by what was wrong."),
+                &["reason"],
+            )?,
+            dropped: IntCounter::new(DROPPED, "Messages to peers that could not be sent.")?,
             counted: Mutex::new(None),
         };
         let registry = &metrics.registry;
@@ -91,6 +111,11 @@ impl Metrics {
         registry.register(Box::new(metrics.workers.clone()))?;
         registry.register(Box::new(metrics.in_doubt.clone()))?;
         registry.register(Box::new(metrics.stuck.clone()))?;
+        registry.register(Box::new(metrics.leads.clone()))?;
+        registry.register(Box::new(metrics.term.clone()))?;
+        registry.register(Box::new(metrics.applied.clone()))?;
+        registry.register(Box::new(metrics.refused.clone()))?;
+        registry.register(Box::new(metrics.dropped.clone()))?;
         Ok(metrics)
     }
 
@@ -100,14 +125,34 @@ impl Metrics {
         self.commit.clone()
     }
 
+    /// Counts strangers.
+    #[must_use]
+    pub fn refused(&self) -> IntCounterVec {
+        self.refused.clone()
+    }
+
+    /// Counts messages that were not sent.
+    #[must_use]
+    pub fn messages_dropped(&self) -> IntCounter {
+        self.dropped.clone()
+    }
+
+    /// Where this peer stands.
+    pub fn stands(&self, standing: &Standing, leads: bool) {
+        let index = |index: u64| i64::try_from(index).unwrap_or(i64::MAX);
+        self.leads.set(i64::from(leads));
+        self.term.set(index(standing.term));
+        self.applied.set(index(standing.applied));
+    }
+
     /// How many workers are connected.
     pub fn workers_connected(&self, workers: usize) {
         self.workers.set(count(workers));
     }
 
-    /// Sets and counts what a new state says. Repeating a state changes nothing.
-    pub fn observe(&self, state: &State) {
-        let migrations = || state.migrations.values();
+    /// Sets and counts what a new state says, on the leader; others take it for counted. Repeating a state changes nothing.
+    pub fn observe(&self, state: &State, leads: bool) {
+        let migrations = || state.migrations.values().filter(|_| leads);
         for phase in PHASES {
             let name = phase.to_string();
             let gauge = self.by_phase.with_label_values(&[name.as_str()]);
@@ -117,7 +162,9 @@ impl Metrics {
             .set(count(migrations().filter(|m| m.doubt.is_some()).count()));
         self.stuck
             .set(count(migrations().filter(|m| m.stuck.is_some()).count()));
-        let ended: BTreeSet<MigrationId> = migrations()
+        let ended: BTreeSet<MigrationId> = state
+            .migrations
+            .values()
             .filter(|m| m.phase.ended())
             .map(|m| m.id.clone())
             .collect();
@@ -125,7 +172,7 @@ impl Metrics {
             .counted
             .lock()
             .expect("nothing panics while it holds this lock");
-        if let Some(counted) = counted.as_ref() {
+        if let Some(counted) = counted.as_ref().filter(|_| leads) {
             for migration in ended
                 .difference(counted)
                 .filter_map(|id| state.migrations.get(id))
@@ -207,14 +254,16 @@ mod tests {
             workers: BTreeMap::new(),
         };
         refused(&mut state, "before", 1);
-        metrics.observe(&state);
-        refused(&mut state, "now", 2);
-        metrics.observe(&state);
-        metrics.observe(&state);
+        metrics.observe(&state, true);
+        refused(&mut state, "elsewhere", 2);
+        metrics.observe(&state, false);
+        refused(&mut state, "now", 3);
+        metrics.observe(&state, true);
+        metrics.observe(&state, true);
         metrics.workers_connected(2);
         let text = metrics.render();
         for line in [
-            "longshore_migrations{phase=\"Refused\"} 2",
+            "longshore_migrations{phase=\"Refused\"} 3",
             "longshore_migrations{phase=\"Holding\"} 0",
             "longshore_migrations_ended_total{outcome=\"Refused\"} 1",
             "longshore_workers_connected 2",

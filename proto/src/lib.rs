@@ -1,15 +1,22 @@
 //! The wire between Longshore's programs.
 //!
 //! * [`worker`]: a worker and the orchestrator, on one stream that the worker opens.
+//! * [`peer`]: the orchestrator's peers among themselves, and an operator's command to one.
 //! * [`containerd`], [`cri`]: what a worker asks of the runtime on its node; subsets, wire-compatible by field number.
 //!
 //! The formats live in `proto/`; this crate only compiles them. Conversions to the orchestrator's own types are
 //! in `orchestrator::api`, and only there.
 
 /// Worker and orchestrator.
-#[allow(clippy::all, missing_docs)]
+#[allow(clippy::all, clippy::too_many_lines, missing_docs)]
 pub mod worker {
     tonic::include_proto!("longshore.worker.v1");
+}
+
+/// Peers of the orchestrator, and operators.
+#[allow(clippy::all, clippy::too_many_lines, missing_docs)]
+pub mod peer {
+    tonic::include_proto!("longshore.peer.v1");
 }
 
 /// What a worker asks of containerd itself: hand-written subsets of its services, one file each.

@@ -16,6 +16,7 @@ use sha2::{Digest, Sha256};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::LazyLock;
 
 /// Hexadecimal digits of a part's key: 64 bits, far from a collision among the few parts ever made.
 const KEY_DIGITS: usize = 16;
@@ -35,11 +36,16 @@ pub fn root() -> Result<PathBuf> {
     Ok(base.join("longshore"))
 }
 
-/// The folder of the checked-out project, where the lab finds sources to build.
+/// The folder of the checked-out project, where the lab finds sources to build: that of the checkout whose `cargo lab`
+/// runs, which need not be the one that built this program when two share a target folder.
 pub fn project() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .parent()
-        .expect("the scenarios crate lies in the workspace's folder")
+    static PROJECT: LazyLock<PathBuf> = LazyLock::new(|| {
+        let run_by_cargo = std::env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from);
+        let scenarios = run_by_cargo.unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
+        let parent = scenarios.parent().map(Path::to_owned);
+        parent.unwrap_or(scenarios)
+    });
+    &PROJECT
 }
 
 /// A part to be had: its name and a key over all that goes into it.

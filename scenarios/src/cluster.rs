@@ -14,6 +14,7 @@ use std::time::Duration;
 const CALL_WITHIN: Duration = Duration::from_secs(20);
 
 /// A lab's Kubernetes, as its administrator.
+#[derive(Clone)]
 pub struct Cluster {
     kubectl: PathBuf,
     kubeconfig: PathBuf,

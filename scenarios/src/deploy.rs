@@ -10,6 +10,7 @@ use crate::node;
 use crate::oci::{self, Image, Tree};
 use crate::process;
 use crate::s3;
+use crate::site::Site;
 use crate::state::Lab;
 use crate::steps::Steps;
 use crate::workloads::libraries_in;
@@ -23,14 +24,19 @@ use std::time::Duration;
 
 /// Where Longshore lives in the cluster; `deploy/` says the same.
 pub const NAMESPACE: &str = "longshore-system";
+/// What its peers are called, before their ordinals.
+pub const PEERS: &str = "longshore-orchestrator";
+/// How many there are; `deploy/` says the same.
+pub const PEER_COUNT: u8 = 3;
+/// Where peers' states lie on their nodes, each under its pod's name.
+pub const PEER_STATE: &str = "/var/lib/longshore-orchestrator";
 /// The Secret that names the store, with all that a client of it must know.
 const STORE: &str = "longshore-s3";
+/// What the peers run.
+pub const ORCHESTRATOR_IMAGE: &str = "docker.io/longshore/orchestrator:dev";
 /// The images and the programs in each, the first of which it starts.
 const IMAGES: &[(&str, &[&str])] = &[
-    (
-        "docker.io/longshore/orchestrator:dev",
-        &["orchestrator", "migrate"],
-    ),
+    (ORCHESTRATOR_IMAGE, &["orchestrator", "migrate"]),
     ("docker.io/longshore/worker:dev", &["worker"]),
 ];
 /// Where Debian keeps the authorities that TLS trusts, and where the daemons look for them.
@@ -51,10 +57,29 @@ pub struct Store {
     /// In this region
     #[arg(long = "s3-region", default_value = s3::REGION)]
     pub region: String,
+    /// It takes the lab's own keys.
+    #[arg(skip)]
+    lab_keys: bool,
 }
 
 impl Store {
+    /// The lab's own store, reached by another way.
+    pub fn of_lab_at(endpoint: String) -> Self {
+        Self {
+            endpoint: Some(endpoint),
+            bucket: s3::BUCKET.to_owned(),
+            region: s3::REGION.to_owned(),
+            lab_keys: true,
+        }
+    }
+
     fn secret(&self, endpoint: &str) -> Result<Value> {
+        if self.lab_keys {
+            return Ok(json!({
+                "endpoint": endpoint, "region": self.region, "bucket": self.bucket,
+                "access_key_id": s3::ACCESS_KEY, "secret_access_key": s3::SECRET_KEY,
+            }));
+        }
         let key = |name: &str| {
             std::env::var(name).with_context(|| format!("read the store's key from {name}"))
         };
@@ -113,6 +138,7 @@ pub fn deploy_built(lab: &Lab, store: Option<&Store>, steps: &Steps) -> Result<(
     };
     steps.run("apply deploy/lab", || {
         create_store_secret(&cluster, &secret)?;
+        create_volumes(lab, &cluster)?;
         cluster
             .run_within(
                 APPLY_WITHIN,
@@ -218,6 +244,27 @@ fn create_store_secret(cluster: &Cluster, secret: &Value) -> Result<()> {
         "apiVersion": "v1", "kind": "Secret", "metadata": {"name": STORE, "namespace": NAMESPACE},
         "stringData": secret,
     }))
+}
+
+/// A volume for each peer, in turn on each node, made for its claim and no other.
+fn create_volumes(lab: &Lab, cluster: &Cluster) -> Result<()> {
+    for ordinal in 0..PEER_COUNT {
+        let node = ordinal % lab.site.nodes + 1;
+        let peer = format!("{PEERS}-{ordinal}");
+        cluster.apply(&json!({
+            "apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": peer},
+            "spec": {
+                "capacity": {"storage": "1Gi"}, "accessModes": ["ReadWriteOnce"],
+                "persistentVolumeReclaimPolicy": "Retain",
+                "claimRef": {"namespace": NAMESPACE, "name": format!("state-{peer}")},
+                "hostPath": {"path": format!("{PEER_STATE}/{peer}"), "type": "DirectoryOrCreate"},
+                "nodeAffinity": {"required": {"nodeSelectorTerms": [{"matchExpressions": [{
+                    "key": "kubernetes.io/hostname", "operator": "In", "values": [Site::node_name(node)],
+                }]}]}},
+            },
+        }))?;
+    }
+    Ok(())
 }
 
 /// A daemon reads the Secret once, at its start. One that isn't there yet has no reader.

@@ -124,6 +124,15 @@ enum Verb {
         #[arg(long)]
         stories_only: bool,
     },
+    /// Break everything in every phase of a migration, and judge what a client saw.
+    Faults {
+        /// Only cells whose names (phase-fault, as holding-s3-slow) contain this; may be given several times
+        #[arg(long = "cell", value_name = "NAME")]
+        cells: Vec<String>,
+        /// Write the matrix into this file, too.
+        #[arg(long, value_name = "FILE")]
+        json: Option<PathBuf>,
+    },
     /// Compare Longshore with what one would do without it.
     Bench {
         #[command(subcommand)]
@@ -156,6 +165,12 @@ enum Bench {
         /// How often each way is gone.
         #[arg(long, default_value = "5", value_parser = bench::check_runs)]
         runs: usize,
+    },
+    /// The replicated log: commit latency, migrations a second, failover, a long history.
+    Raft {
+        /// Write the figures into this file, too.
+        #[arg(long, value_name = "FILE")]
+        json: Option<PathBuf>,
     },
 }
 
@@ -206,10 +221,14 @@ fn run(name: &str, command: Verb) -> Result<ExitCode> {
             stories,
             stories_only,
         } => return test::test(name, &stories, stories_only),
+        Verb::Faults { cells, json } => return test::faults(name, &cells, json.as_deref()),
         Verb::Bench {
             what: Bench::Pod { json, runs },
         } => bench::pod(name, runs, json.as_deref())?,
         Verb::Sim { arguments } => return sim::run(&arguments),
+        Verb::Bench {
+            what: Bench::Raft { json },
+        } => bench::raft(json.as_deref())?,
         Verb::Doctor => {
             let (text, well) = machine::doctor();
             show(text.as_bytes())?;

@@ -3,21 +3,22 @@
 
 use std::{
     io::{BufRead, BufReader},
+    path::Path,
     process::{Command, ExitCode, Stdio},
 };
 
 use anyhow::{Context, Result, bail};
 
 use crate::{
-    cache, deploy, down,
+    cache, deploy, down, machine,
     state::Lab,
     steps::Steps,
     stories::{self, Told},
     up,
 };
 
-/// Nodes that the stories need.
-const NODES: u8 = 2;
+/// Two between which pods move, and one more, so that the majority of the orchestrator's peers bears a cut one.
+const NODES: u8 = 3;
 
 /// Tests counted in lines that cargo's test programs print.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -90,10 +91,30 @@ pub fn test(name: &str, wanted: &[String], stories_only: bool) -> Result<ExitCod
     })
 }
 
+/// `lab faults`: the matrix, on a lab that is up or is started for it.
+pub fn faults(name: &str, cells: &[String], json: Option<&Path>) -> Result<ExitCode> {
+    let was_up = down::is_there(name)?;
+    let steps = Steps::start();
+    machine::install(&steps, stories::FROM_DEBIAN)?;
+    let lab = up::up(name, NODES, &steps)?;
+    deploy::deploy(&lab, None, &steps)?;
+    drop(steps);
+    let held = stories::faults(&Lab::expect(name)?, cells, json);
+    if !was_up {
+        down::down(name)?;
+    }
+    Ok(if held? {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
 fn tell(name: &str, stories: &[stories::Story], wanted: &[String]) -> Result<Told> {
     let was_up = down::is_there(name)?;
     let told = {
         let steps = Steps::start();
+        machine::install(&steps, stories::FROM_DEBIAN)?;
         let lab = up::up(name, NODES, &steps)?;
         deploy::deploy(&lab, None, &steps)?;
         drop(steps);

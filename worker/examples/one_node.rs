@@ -115,6 +115,7 @@ async fn story(arguments: &[String]) {
         Kind::Release(Release {
             pod: pod.clone(),
             manifest_key: String::new(),
+            keep_if_doomed: false,
         }),
     )
     .await;

@@ -1,18 +1,18 @@
 //! The agent: what the orchestrator asks for, done at most once, whatever breaks in between.
 //!
 //! ```text
-//!  orchestrator ──one stream──► line ──events──► agent ──► desk: answer, join, wait, begin?
-//!                                                  │  ▲
-//!                                            performs  finished
-//!                                                  ▼  │
-//!                                       one task per step, one step per migration
+//!  orchestrator's peers ──one stream each──► lines ──events──► agent ──► desk: answer, join, wait, begin?
+//!                                                                │  ▲
+//!                                                          performs  finished
+//!                                                                ▼  │
+//!                                                     one task per step, one step per migration
 //! ```
 //!
-//! On a good day: the [`line`] dials and says hello, the orchestrator welcomes and asks for a step; the [`desk`] finds
-//! that it is new; [`perform`] writes *about to*, does it, writes *done*; the report goes out under the call that asked.
+//! On a good day: the [`lines`] dial every peer and say hello, each welcomes, and the one that leads asks for a step; a
+//! new leader has its line already, and asks for the same step by that one. The [`desk`] finds that a step is new; [`perform`] writes *about to*, does it, writes *done*; the report goes out under the call that asked.
 //!
-//! How it goes wrong: the stream breaks, but steps don't notice. They are finished and written down, and the report is
-//! given when the step is asked for again, under the newest call. A step that is asked for twice is joined or answered
+//! How it goes wrong: a stream breaks, but steps don't notice. They are finished and written down, and the report is
+//! given when the step is asked for again, to the newest call, by whichever line. A step that is asked for twice is joined or answered
 //! from the journal. One that is older than what was seen of its migration is refused. A newer one waits until the
 //! older has ended, and tells it to give up where that is harmless.
 //!
@@ -20,9 +20,10 @@
 
 mod desk;
 mod line;
+mod lines;
 mod perform;
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use proto::worker::{
     Answer, FromWorker, Hello, Inventory, Pong, Progress, ProtocolVersion, Question, StepReport,
@@ -42,7 +43,7 @@ use crate::{
     journal::{Entry, Journal, JournalError, StepKey, Urgency},
     metrics::Metrics,
 };
-use desk::{Desk, Verdict, Work};
+use desk::{Asker, Desk, Verdict, Work};
 
 pub use perform::Performer;
 
@@ -53,18 +54,22 @@ const INVENTORY_EVERY: Duration = Duration::from_secs(30);
 /// Progress is for people: five times a second per migration looks smooth.
 const PROGRESS_EVERY: Duration = Duration::from_millis(200);
 
+/// One stream to one peer, from its beginning to its end. Its successor is another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct LineId(pub u64);
+
 /// Everything that can happen to the agent.
 pub enum Event {
-    /// The stream is there; what is sent into it goes to the orchestrator.
-    Up(mpsc::Sender<FromWorker>),
-    /// The orchestrator said something.
-    Heard(ToWorker),
-    /// The stream is gone.
-    Down,
+    /// A stream is there; what is sent into it goes to that peer.
+    Up(LineId, mpsc::Sender<FromWorker>),
+    /// A peer said something.
+    Heard(LineId, ToWorker),
+    /// A stream is gone.
+    Down(LineId),
     /// A step has ended; its report has no call yet.
     Finished(StepKey, Box<StepReport>),
-    /// A question was answered.
-    Answered(Box<Answer>),
+    /// A question that came by a line was answered.
+    Answered(LineId, Box<Answer>),
     /// A step has come further.
     Moved(Progress),
     /// The node was surveyed.
@@ -89,29 +94,35 @@ pub struct Tools {
     pub metrics: Metrics,
 }
 
+/// The way out of a line.
+struct Outbound {
+    sender: mpsc::Sender<FromWorker>,
+    welcomed: bool,
+}
+
 struct Agent {
     desk: Desk,
     journal: Journal,
     performer: Arc<Performer>,
     surveyor: Arc<dyn Survey>,
     metrics: Metrics,
-    outbound: Option<mpsc::Sender<FromWorker>>,
+    lines: BTreeMap<LineId, Outbound>,
     events: mpsc::Sender<Event>,
 }
 
 /// Serves the orchestrator until the process ends. An error means that the worker can't remember any more.
 pub async fn run(tools: Tools) -> Result<(), JournalError> {
     let (events, queue) = mpsc::channel(EVENTS_MAX);
-    tokio::spawn(line::keep(
-        tools.config.clone(),
-        tools.journal.clone(),
-        tools.holder.boot_id.clone(),
-        events.clone(),
-    ));
+    tokio::spawn(lines::keep(line::Dialer {
+        config: tools.config.clone(),
+        journal: tools.journal.clone(),
+        boot_id: tools.holder.boot_id.clone(),
+        events: events.clone(),
+    }));
     serve(tools, events, queue).await
 }
 
-/// Serves whoever holds the line and puts what is heard on it into `events`: [`line`], or a simulation.
+/// Serves whoever holds lines and puts what is heard on them into `events`: [`lines`], or a simulation.
 pub async fn serve(
     tools: Tools,
     events: mpsc::Sender<Event>,
@@ -139,7 +150,7 @@ pub async fn serve(
         performer: Arc::new(performer),
         surveyor,
         metrics,
-        outbound: None,
+        lines: BTreeMap::new(),
         events,
     };
     let mut survey = interval(INVENTORY_EVERY);
@@ -176,40 +187,55 @@ pub async fn hello(
 impl Agent {
     async fn handle(&mut self, event: Event) -> Result<(), JournalError> {
         match event {
-            Event::Up(outbound) => {
-                self.outbound = Some(outbound);
+            Event::Up(line, sender) => {
+                let welcomed = false;
+                self.lines.insert(line, Outbound { sender, welcomed });
                 self.survey();
             }
-            Event::Down => {
-                self.outbound = None;
-                self.metrics.stream(false);
-                // Calls of the lost stream mean nothing on the next one; who still cares asks again.
-                self.desk.forget_calls();
+            Event::Down(line) => {
+                self.lines.remove(&line);
+                self.count_lines();
+                // Calls of a lost line mean nothing on another; who still cares asks again.
+                self.desk.forget_calls(line);
             }
-            Event::Heard(ToWorker { kind }) => match kind {
-                Some(heard) => self.hear(heard).await?,
+            Event::Heard(line, ToWorker { kind }) => match kind {
+                Some(heard) => self.hear(line, heard).await?,
                 None => tracing::warn!(
                     "the orchestrator said something that this version does not know"
                 ),
             },
             Event::Finished(key, report) => {
-                let (call, next) = self.desk.finish(&key);
-                if let Some(call) = call {
-                    self.send(from_worker::Kind::Report(StepReport { call, ..*report }));
+                let (asker, next) = self.desk.finish(&key);
+                if let Some(Asker { line, call }) = asker {
+                    let report = StepReport { call, ..*report };
+                    self.send(line, from_worker::Kind::Report(report));
                 }
-                if let Some(next) = next {
+                if let Some(Work {
+                    request,
+                    asker: Some(asker),
+                    superseded: _,
+                }) = next
+                {
                     // What was seen while it waited may have made it old.
-                    self.step(next.request).await?;
+                    self.step(asker.line, request).await?;
                 }
             }
-            Event::Answered(answer) => self.send(from_worker::Kind::Answer(*answer)),
-            Event::Moved(progress) => self.send(from_worker::Kind::Progress(progress)),
-            Event::Surveyed(inventory) => self.send(from_worker::Kind::Inventory(*inventory)),
+            Event::Answered(line, answer) => self.send(line, from_worker::Kind::Answer(*answer)),
+            Event::Moved(progress) => {
+                if let Some(line) = self.desk.listener(&progress.migration_id) {
+                    self.send(line, from_worker::Kind::Progress(progress));
+                }
+            }
+            Event::Surveyed(inventory) => {
+                for line in self.lines.keys() {
+                    self.send(*line, from_worker::Kind::Inventory((*inventory).clone()));
+                }
+            }
         }
         Ok(())
     }
 
-    async fn hear(&mut self, heard: to_worker::Kind) -> Result<(), JournalError> {
+    async fn hear(&mut self, line: LineId, heard: to_worker::Kind) -> Result<(), JournalError> {
         match heard {
             to_worker::Kind::Welcome(welcome) => {
                 let revision = welcome.registered_revision;
@@ -218,22 +244,26 @@ impl Agent {
                         .append(vec![Entry::Registered { revision }], Urgency::EndsAHold)
                         .await?;
                 }
-                self.metrics.stream(true);
-                tracing::info!(revision, "registered with the orchestrator");
+                if let Some(outbound) = self.lines.get_mut(&line) {
+                    outbound.welcomed = true;
+                }
+                self.count_lines();
+                tracing::info!(revision, line = line.0, "registered with the orchestrator");
             }
-            to_worker::Kind::Step(request) => self.step(request).await?,
-            to_worker::Kind::Question(question) => self.question(question),
+            to_worker::Kind::Step(request) => self.step(line, request).await?,
+            to_worker::Kind::Question(question) => self.question(line, question),
             to_worker::Kind::Ping(ping) => {
-                self.send(from_worker::Kind::Pong(Pong {
+                let pong = Pong {
                     call: ping.call,
                     worker_unix_ns: self.performer.holder.node.unix_ns(),
-                }));
+                };
+                self.send(line, from_worker::Kind::Pong(pong));
             }
         }
         Ok(())
     }
 
-    async fn step(&mut self, request: StepRequest) -> Result<(), JournalError> {
+    async fn step(&mut self, line: LineId, request: StepRequest) -> Result<(), JournalError> {
         let Some(key) = perform::key(&request) else {
             tracing::warn!(
                 migration = request.migration_id,
@@ -243,8 +273,8 @@ impl Agent {
         };
         let memory = self.journal.recall().await?;
         let revision = request.revision;
-        match self.desk.arrive(&key, request, &memory) {
-            Verdict::Answer(report) => self.send(from_worker::Kind::Report(*report)),
+        match self.desk.arrive(line, &key, request, &memory) {
+            Verdict::Answer(report) => self.send(line, from_worker::Kind::Report(*report)),
             Verdict::Joined => {}
             Verdict::Waits => {
                 self.remember_seen(&key, memory.migration(&key.migration).highest)
@@ -279,7 +309,7 @@ impl Agent {
             let Work {
                 request,
                 superseded,
-                call: _,
+                asker: _,
             } = work;
             let performing = {
                 let key = key.clone();
@@ -298,16 +328,16 @@ impl Agent {
         });
     }
 
-    fn question(&self, question: Question) {
+    fn question(&self, line: LineId, question: Question) {
         let (performer, events) = (self.performer.clone(), self.events.clone());
         tokio::spawn(async move {
             let answer = performer.answer(question).await;
-            let _agent_gone = events.send(Event::Answered(Box::new(answer))).await;
+            let _agent_gone = events.send(Event::Answered(line, Box::new(answer))).await;
         });
     }
 
     fn survey(&self) {
-        if self.outbound.is_none() {
+        if self.lines.is_empty() {
             return;
         }
         let (surveyor, events) = (self.surveyor.clone(), self.events.clone());
@@ -345,13 +375,18 @@ impl Agent {
         }
     }
 
-    /// Into the stream, if there is one. A report that gets lost is asked for again.
-    fn send(&self, kind: from_worker::Kind) {
-        if let Some(outbound) = &self.outbound
-            && let Err(error) = outbound.try_send(message(kind))
+    /// Into a line, if it stands. A report that gets lost is asked for again.
+    fn send(&self, line: LineId, kind: from_worker::Kind) {
+        if let Some(outbound) = self.lines.get(&line)
+            && let Err(error) = outbound.sender.try_send(message(kind))
         {
             tracing::warn!(%error, "a message to the orchestrator was dropped");
         }
+    }
+
+    fn count_lines(&self) {
+        let welcomed = self.lines.values().filter(|line| line.welcomed).count();
+        self.metrics.streams(welcomed);
     }
 }
 

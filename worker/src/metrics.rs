@@ -1,5 +1,5 @@
-//! What Prometheus and the kubelet's probes see: /metrics, /healthz, /readyz. Ready means that the orchestrator has
-//! welcomed us on a stream that still stands.
+//! What Prometheus and the kubelet's probes see: /metrics, /healthz, /readyz. Ready means that a peer of the
+//! orchestrator has welcomed us on a stream that still stands.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -36,7 +36,7 @@ impl Metrics {
         let seconds = HistogramVec::new(seconds.buckets(STEP_BUCKETS.to_vec()), &["step"])?;
         let stream = IntGauge::new(
             "longshore_worker_stream_up",
-            "1 while the orchestrator is heard.",
+            "Peers of the orchestrator that are heard.",
         )?;
         registry.register(Box::new(steps.clone()))?;
         registry.register(Box::new(seconds.clone()))?;
@@ -60,9 +60,9 @@ impl Metrics {
             .observe(took.as_secs_f64());
     }
 
-    /// The orchestrator welcomed us, or the stream is gone.
-    pub fn stream(&self, up: bool) {
-        self.stream.set(i64::from(up));
+    /// So many peers of the orchestrator have welcomed us on a stream that stands.
+    pub fn streams(&self, welcomed: usize) {
+        self.stream.set(i64::try_from(welcomed).unwrap_or(i64::MAX));
     }
 
     /// Serves until the process ends.
@@ -79,7 +79,7 @@ impl Metrics {
                 .unwrap_or_default()
         };
         let readiness = move || async move {
-            if ready.get() == 1 {
+            if ready.get() > 0 {
                 (StatusCode::OK, "ready")
             } else {
                 (StatusCode::SERVICE_UNAVAILABLE, "no stream")
@@ -105,7 +105,7 @@ mod tests {
         tokio::spawn(async move { axum::serve(listener, router).await });
         let ask = |path: &str| reqwest::get(format!("http://{address}/{path}"));
         assert_eq!(ask("readyz").await.unwrap().status(), 503);
-        metrics.stream(true);
+        metrics.streams(3);
         assert_eq!(ask("readyz").await.unwrap().status(), 200);
         metrics.step(StepKind::Hold, Outcome::Done, Duration::from_secs(1));
         let text = ask("metrics").await.unwrap().text().await.unwrap();

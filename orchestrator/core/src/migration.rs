@@ -23,6 +23,8 @@
 //! The step is derived from the phase alone, so a new leader has nothing to recover. What this module doesn't do:
 //! anything. It gets values and gives values; [`crate::state`] is its only caller.
 
+mod transition;
+
 use std::{collections::BTreeMap, fmt};
 
 use serde::{Deserialize, Serialize};
@@ -216,6 +218,8 @@ pub enum Done {
         /// What the undone migration left somewhere, and why it is still there.
         left_over: Option<Finding>,
     },
+    /// The source is still held, for a thaw would only let it die: its stored checkpoint is the pod.
+    Doomed(Finding),
 }
 
 /// A durable checkpoint.
@@ -335,11 +339,36 @@ pub struct Migration {
     pub unclean: Option<String>,
     /// It has ended, but something of it is still to be cleared away. Nothing of that runs.
     pub left_over: Option<Finding>,
+    /// Nodes that a person declared dead, and when: nothing runs there, and nothing will before our worker there was
+    /// asked again. No proof is waited for from them.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub dead: BTreeMap<NodeName, UnixMs>,
     /// Its trace.
     pub spans: Vec<Span>,
 }
 
 impl Migration {
+    /// This node was declared dead.
+    #[must_use]
+    pub fn is_dead(&self, node: &NodeName) -> bool {
+        self.dead.contains_key(node)
+    }
+
+    /// The source's node was declared dead.
+    #[must_use]
+    pub fn source_is_dead(&self) -> bool {
+        self.plan
+            .as_ref()
+            .is_some_and(|plan| self.is_dead(&plan.source))
+    }
+
+    /// An undo is possible: nothing was committed, and there is a source to go back to. With the source's node dead
+    /// the stored checkpoint is all there is, so the way is forward.
+    #[must_use]
+    pub fn abortable(&self) -> bool {
+        self.phase.abortable() && !(self.phase == Phase::Delivering && self.source_is_dead())
+    }
+
     /// The pod was restored, but not on the target.
     #[must_use]
     pub fn rescued(&self) -> bool {
@@ -367,144 +396,5 @@ impl Migration {
             end_unix_ns: self.restored.as_ref()?.running_unix_ns,
             attributes: BTreeMap::new(),
         })
-    }
-
-    /// What this outcome makes of the phase. The caller has checked the revision.
-    ///
-    /// Total over phase x outcome: an outcome that does not belong to the phase's step changes nothing.
-    pub fn next(&mut self, outcome: Outcome, at_ms: UnixMs) -> Option<Phase> {
-        match outcome {
-            Outcome::Done(done) => self.done(done),
-            Outcome::Failed(reason) => self.failed(reason),
-            Outcome::PodDeleted(reason) => self.pod_deleted(reason),
-            Outcome::NotBegun(reason) if self.phase == Phase::Restoring => {
-                self.reason = Some(reason);
-                Some(Phase::Releasing)
-            }
-            Outcome::NotBegun(reason) => self.failed(reason),
-            Outcome::Forgotten(_) => Some(self.phase),
-            Outcome::Unknown(what) => {
-                let (since_ms, asked) = match &self.doubt {
-                    Some(doubt) => (doubt.since_ms, doubt.asked.saturating_add(1)),
-                    None => (at_ms, 1),
-                };
-                self.doubt = Some(Doubt {
-                    since_ms,
-                    what,
-                    asked,
-                });
-                None
-            }
-        }
-    }
-
-    fn done(&mut self, done: Done) -> Option<Phase> {
-        match (self.phase, done) {
-            (Phase::Planned, Done::Rechecked) => Some(Phase::Preparing),
-            (Phase::Preparing, Done::Prepared) => Some(Phase::Holding),
-            (Phase::Holding, Done::Held(checkpoint)) => {
-                self.checkpoint = Some(checkpoint);
-                Some(Phase::Delivering)
-            }
-            (Phase::Delivering, Done::Delivered(images)) => {
-                self.images = images;
-                Some(Phase::Restoring)
-            }
-            (Phase::Restoring, Done::Restored(restored))
-            | (Phase::Rescuing, Done::Rescued(restored)) => {
-                self.restored = Some(restored);
-                Some(Phase::Retiring)
-            }
-            (Phase::Retiring, Done::Retired) => Some(match (&self.restored, self.rescued()) {
-                (None, _) => Phase::Abandoned,
-                (Some(_), true) => Phase::Rescued,
-                (Some(_), false) => Phase::Succeeded,
-            }),
-            (
-                Phase::Releasing,
-                Done::Released {
-                    clean,
-                    detail,
-                    left_over,
-                },
-            ) => {
-                if !clean {
-                    self.unclean = Some(detail);
-                }
-                self.left_over = left_over;
-                Some(Phase::RolledBack)
-            }
-            (
-                _,
-                Done::Rechecked
-                | Done::Prepared
-                | Done::Held(_)
-                | Done::Delivered(_)
-                | Done::Restored(_)
-                | Done::Rescued(_)
-                | Done::Retired
-                | Done::Released { .. },
-            ) => None,
-        }
-    }
-
-    fn failed(&mut self, reason: Finding) -> Option<Phase> {
-        match self.phase {
-            Phase::Planned | Phase::Preparing | Phase::Holding | Phase::Delivering => {
-                self.reason = Some(reason);
-                Some(Phase::Releasing)
-            }
-            Phase::Restoring => {
-                self.reason = Some(reason);
-                Some(Phase::Rescuing)
-            }
-            // Undo and rescue are tried again, as a new attempt: workers answer an old one from their journals. A
-            // person sees what stands in the way.
-            Phase::Rescuing | Phase::Retiring | Phase::Releasing => {
-                self.stuck = Some(reason);
-                Some(self.phase)
-            }
-            Phase::Succeeded
-            | Phase::RolledBack
-            | Phase::Rescued
-            | Phase::Refused
-            | Phase::Previewed
-            | Phase::Abandoned => None,
-        }
-    }
-
-    fn pod_deleted(&mut self, reason: Finding) -> Option<Phase> {
-        match self.phase {
-            Phase::Planned | Phase::Preparing | Phase::Holding | Phase::Delivering => {
-                self.reason = Some(reason);
-                Some(Phase::Releasing)
-            }
-            Phase::Restoring | Phase::Rescuing => {
-                self.reason = Some(reason);
-                Some(Phase::Retiring)
-            }
-            Phase::Retiring
-            | Phase::Releasing
-            | Phase::Succeeded
-            | Phase::RolledBack
-            | Phase::Rescued
-            | Phase::Refused
-            | Phase::Previewed
-            | Phase::Abandoned => None,
-        }
-    }
-
-    /// Enters a phase, or begins a new attempt at the one it is in: the only place where the revision changes.
-    pub fn enter(&mut self, phase: Phase, at: Revision, at_ms: UnixMs) {
-        if self.phase != phase || self.entered.is_empty() {
-            self.entered.push((phase, at_ms));
-            self.attempts = 0;
-            self.stuck = None;
-        }
-        self.phase = phase;
-        self.revision = at;
-        self.doubt = None;
-        self.attempts = self.attempts.saturating_add(1);
-        self.attempted_ms = at_ms;
     }
 }

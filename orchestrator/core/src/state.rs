@@ -55,6 +55,15 @@ pub enum Command {
         /// When.
         at_ms: UnixMs,
     },
+    /// A person says that a node of this migration is dead and stays so.
+    DeclareDead {
+        /// Of which migration.
+        id: MigrationId,
+        /// Which node.
+        node: NodeName,
+        /// When.
+        at_ms: UnixMs,
+    },
     /// What an ended migration had left over is cleared away.
     Cleared {
         /// Which.
@@ -104,6 +113,9 @@ pub enum Rejection {
     /// Too late to abort.
     #[error("it is too late to abort: the migration is {0}, the target may run already")]
     TooLate(Phase),
+    /// The node declared dead has no part in it.
+    #[error("node {0} is neither the source nor the target of this migration")]
+    NotItsNode(NodeName),
 }
 
 /// A worker's registration.
@@ -170,10 +182,22 @@ impl State {
             Command::Abort { id, reason, at_ms } => {
                 self.abort(at, id, reason, at_ms).map(Applied::Phase)
             }
+            Command::DeclareDead { id, node, at_ms } => {
+                self.declare_dead(at, id, node, at_ms).map(Applied::Phase)
+            }
             Command::Cleared { id } => self.cleared(id).map(Applied::Phase),
             Command::Register { node, journal } => {
                 Ok(Applied::Registered(self.register(at, node, journal)))
             }
+        }
+    }
+
+    /// Every migration under way enters its phase anew at `at`, in a log that goes on elsewhere: whatever was asked of
+    /// workers before is too old for them from the first step on.
+    pub fn begin_anew(&mut self, at: Revision, at_ms: UnixMs) {
+        let under_way = self.migrations.values_mut().filter(|m| !m.phase.ended());
+        for migration in under_way.map(Arc::make_mut) {
+            migration.enter(migration.phase, at, at_ms);
         }
     }
 
@@ -271,6 +295,7 @@ impl State {
             restored: None,
             unclean: None,
             left_over: None,
+            dead: BTreeMap::new(),
             spans,
         };
         migration.enter(phase, at, at_ms);
@@ -326,13 +351,45 @@ impl State {
         if migration.phase == Phase::Releasing || migration.phase.ended() {
             return Ok(migration.phase);
         }
-        if !migration.phase.abortable() {
+        if !migration.abortable() {
             return Err(Rejection::TooLate(migration.phase));
         }
         let migration = Arc::make_mut(migration);
         migration.reason = Some(reason);
         migration.enter(Phase::Releasing, at, at_ms);
         Ok(Phase::Releasing)
+    }
+
+    /// Saying it twice, or of a migration that has ended, changes nothing.
+    fn declare_dead(
+        &mut self,
+        at: Revision,
+        id: MigrationId,
+        node: NodeName,
+        at_ms: UnixMs,
+    ) -> Result<Phase, Rejection> {
+        let Some(migration) = self.migrations.get_mut(&id) else {
+            return Err(Rejection::NoSuchMigration(id));
+        };
+        let of_plan = migration
+            .plan
+            .as_ref()
+            .is_some_and(|plan| plan.source == node || plan.target == node);
+        let of_restored = migration
+            .restored
+            .as_ref()
+            .is_some_and(|restored| restored.node == node);
+        if !of_plan && !of_restored {
+            return Err(Rejection::NotItsNode(node));
+        }
+        if migration.phase.ended() || migration.is_dead(&node) {
+            return Ok(migration.phase);
+        }
+        let migration = Arc::make_mut(migration);
+        if let Some(phase) = migration.declare_dead(node, at_ms) {
+            migration.enter(phase, at, at_ms);
+        }
+        Ok(migration.phase)
     }
 
     fn cleared(&mut self, id: MigrationId) -> Result<Phase, Rejection> {
@@ -357,7 +414,8 @@ impl State {
         let mut ended: Vec<(Revision, MigrationId)> = self
             .migrations
             .values()
-            .filter(|m| m.phase.ended())
+            // One that still owes something must not be forgotten: a node that comes back would keep what it holds.
+            .filter(|m| m.phase.ended() && m.left_over.is_none())
             .map(|m| (m.submitted, m.id.clone()))
             .collect();
         ended.sort();

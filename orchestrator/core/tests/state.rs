@@ -11,7 +11,7 @@ use orchestrator_core::{
     migration::{Done, Outcome, Phase, Step},
     plan::{Plan, Request},
     refusal::Finding,
-    state::{Applied, Command, Decision, HISTORY_MAX, State, UNDER_WAY_PER_NODE_MAX},
+    state::{Applied, Command, Decision, HISTORY_MAX, Rejection, State, UNDER_WAY_PER_NODE_MAX},
 };
 
 fn submit_for(id: &str, pod: &str) -> Command {
@@ -275,4 +275,88 @@ fn what_is_left_over_is_known_until_it_is_cleared_away() {
     let cleared = state.apply(Revision(101), Command::Cleared { id: id.clone() });
     assert_eq!(cleared, Ok(Applied::Phase(Phase::RolledBack)));
     assert_eq!(state.migrations[&id].left_over, None);
+}
+
+#[test]
+fn a_node_is_declared_dead_once_and_only_where_it_has_a_part() {
+    let (mut state, id) = in_phase(Phase::Restoring);
+    let entered = state.migrations[&id].revision;
+    let other = Command::DeclareDead {
+        id: id.clone(),
+        node: "node9".into(),
+        at_ms: 5,
+    };
+    assert_eq!(
+        state.apply(Revision(100), other),
+        Err(Rejection::NotItsNode("node9".into()))
+    );
+    let dead = |id| Command::DeclareDead {
+        id,
+        node: "node1".into(),
+        at_ms: 5,
+    };
+    state.apply(Revision(101), dead(id.clone())).unwrap();
+    assert_eq!(state.migrations[&id].revision, Revision(101));
+    state.apply(Revision(102), dead(id.clone())).unwrap();
+    assert_eq!(
+        state.migrations[&id].revision,
+        Revision(101),
+        "{entered:?}: said twice it changes nothing"
+    );
+}
+
+#[test]
+fn with_the_source_dead_a_delivery_can_neither_be_aborted_nor_undone() {
+    let (mut state, id) = in_phase(Phase::Delivering);
+    state
+        .apply(
+            Revision(100),
+            Command::DeclareDead {
+                id: id.clone(),
+                node: "node1".into(),
+                at_ms: 5,
+            },
+        )
+        .unwrap();
+    let abort = Command::Abort {
+        id: id.clone(),
+        reason: Finding::new("Aborted", "the user", ""),
+        at_ms: 6,
+    };
+    assert_eq!(
+        state.apply(Revision(101), abort),
+        Err(Rejection::TooLate(Phase::Delivering))
+    );
+    let report = Command::Report {
+        id: id.clone(),
+        revision: state.migrations[&id].revision,
+        outcome: Outcome::Failed(Finding::new("DeliverFailed", "disk full", "")),
+        at_ms: 7,
+        spans: vec![],
+    };
+    assert_eq!(
+        state.apply(Revision(102), report),
+        Ok(Applied::Phase(Phase::Rescuing)),
+        "the checkpoint is all there is of the pod"
+    );
+}
+
+#[test]
+fn in_a_log_that_goes_on_elsewhere_only_what_runs_is_begun_anew() {
+    for (phase, anew) in [(Phase::Delivering, true), (Phase::Succeeded, false)] {
+        let (mut state, id) = in_phase(phase);
+        let before = state.migrations[&id].clone();
+        state.begin_anew(Revision(1_000_000), 77);
+        let after = &state.migrations[&id];
+        assert_eq!(after.phase, phase);
+        assert_eq!(after.checkpoint, before.checkpoint);
+        let revision = if anew {
+            Revision(1_000_000)
+        } else {
+            before.revision
+        };
+        assert_eq!(after.revision, revision, "{phase}");
+        // The phase was entered when it was: only the attempt is new.
+        assert_eq!(after.entered, before.entered);
+    }
 }

@@ -17,6 +17,19 @@ Exit codes:
 
 `migrate abort` exits with 0 when the migration was undone, and with 1 when it was too late.";
 
+/// What `resolve` means, before anybody types it.
+const RESOLVE: &str = "\
+Say that a node of a migration in doubt is dead, so that it goes on without that node.
+
+Longshore never takes silence for death: a node that is cut off still holds its pod, and whoever went on without it might
+run the pod twice. Only a person can know that a node is powered off, destroyed or otherwise fenced. With that word:
+
+  --source-is-dead  with a stored checkpoint, the pod is restored on the target (or another node); without one, the pod
+                    ends with its node, as it would without Longshore
+  --target-is-dead  before the commit, the migration is undone; after it, the pod is restored on the source node
+
+A node that comes back all the same stays fenced: what it holds is destroyed once its worker is back.";
+
 /// Live migration of Kubernetes pods, memory and all.
 #[derive(Debug, Parser)]
 #[command(name = "migrate", version, after_help = EXIT_CODES, after_long_help = EXIT_CODES)]
@@ -74,6 +87,9 @@ pub enum Command {
         /// The migration
         name: String,
     },
+    /// Say that a node of a migration in doubt is dead, so that it goes on without that node
+    #[command(long_about = RESOLVE)]
+    Resolve(ResolveArguments),
     /// What each node can do, and why not
     Nodes {
         /// Print the objects instead of a table
@@ -125,6 +141,23 @@ pub struct PodArguments {
     /// Print the migration object at the end instead of a summary
     #[arg(short, long, value_name = "FORMAT")]
     pub output: Option<Format>,
+}
+
+/// Say that a node is dead.
+#[derive(Args, Debug)]
+#[command(group = clap::ArgGroup::new("which").required(true))]
+pub struct ResolveArguments {
+    /// The migration
+    pub name: String,
+    /// The node the pod came from is powered off, destroyed or fenced
+    #[arg(long, group = "which")]
+    pub source_is_dead: bool,
+    /// The node the pod was to go to is powered off, destroyed or fenced
+    #[arg(long, group = "which")]
+    pub target_is_dead: bool,
+    /// Don't ask for the node's name
+    #[arg(short, long)]
+    pub yes: bool,
 }
 
 /// List migrations.

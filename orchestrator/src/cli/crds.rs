@@ -58,7 +58,9 @@ mod tests {
 
     #[test]
     fn the_deployed_definitions_are_what_the_types_say() {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/base/crds.yaml");
+        // Of the checkout that runs the test, which need not be the one that built it.
+        let checkout = std::env::var_os("CARGO_MANIFEST_DIR").unwrap();
+        let path = Path::new(&checkout).join("../deploy/base/crds.yaml");
         let deployed = std::fs::read_to_string(&path).unwrap();
         let wanted = yaml().unwrap();
         assert!(

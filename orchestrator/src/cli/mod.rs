@@ -26,6 +26,7 @@ mod golden;
 mod output;
 mod probe;
 mod render;
+mod resolve;
 mod run;
 mod verdict;
 

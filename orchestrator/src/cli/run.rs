@@ -19,6 +19,7 @@ use super::{
     follow::{Story, follow},
     output,
     render::{Ink, describe::describe, summary::summary, table},
+    resolve,
     verdict::{EXIT_DONE, EXIT_ERROR},
 };
 
@@ -89,6 +90,7 @@ fn run(arguments: &Arguments, called: &OsStr) -> Result<ExitCode, Failure> {
         | Command::Describe { .. }
         | Command::Watch { .. }
         | Command::Abort { .. }
+        | Command::Resolve(_)
         | Command::Nodes { .. } => {
             // One thread: the command waits, it doesn't work.
             return tokio::runtime::Builder::new_current_thread()
@@ -122,6 +124,7 @@ async fn ask_cluster(arguments: &Arguments) -> Result<ExitCode, Failure> {
             return Ok(ask::conclude(&object, instead));
         }
         Command::Abort { name } => return abort::abort(&cluster, name).await,
+        Command::Resolve(arguments) => return resolve::resolve(&cluster, arguments).await,
         Command::Nodes { output: format } => {
             let nodes = cluster.nodes().await?;
             match format {

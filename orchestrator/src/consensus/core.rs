@@ -6,23 +6,29 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use orchestrator_core::{
-    id::Revision,
-    state::{Applied, Rejection, State},
-};
+use orchestrator_core::{id::Revision, state::State};
 use protobuf::Message as _;
 use raft::{
     Config, RawNode, Ready, SnapshotStatus, StateRole,
-    eraftpb::{ConfChangeV2, ConfState, Entry, EntryType, Message, Snapshot},
+    eraftpb::{ConfChangeV2, ConfState, Entry, EntryType, Snapshot},
 };
 
 use super::{
-    format::{self, FormatError, command_from_bytes, state_from_bytes, state_to_bytes},
+    format::{self, FormatError, command_from_bytes, state_from_bytes},
     storage::{Cache, Loaded, SnapshotWrite, WriteTask},
     transport::Inbound,
 };
+pub use members::{Change, Members, Standing};
+pub use output::{Answer, CoreError, Leadership, Output, Refused, SnapshotPlan};
+use ticket::Ticket;
 
-/// Ticks without a leader until an election; raft adds up to as many again at random.
+mod members;
+mod output;
+mod ticket;
+
+/// Ticks without a leader until an election; raft adds up to as many again at random. With the node's tick of 50 ms:
+/// 0.5 to 1 s, twice that when two stand at once, so the lead is lost for less than 3 s. Half of it is still five
+/// heartbeats, and a peer that doesn't get the processor for 300 ms unseats nobody.
 pub const ELECTION_TICKS: usize = 10;
 /// Ticks between heartbeats: five may be lost before anybody doubts the leader.
 const HEARTBEAT_TICKS: usize = 2;
@@ -57,145 +63,6 @@ pub const LIMITS: Limits = Limits {
     keep_bytes: 4 << 20,
 };
 
-/// The core can't go on: the peer must stop, a restart from its disk is the only way on.
-#[derive(Debug, thiserror::Error)]
-pub enum CoreError {
-    /// Raft refuses.
-    #[error("{doing}")]
-    Raft {
-        /// What we were doing.
-        doing: &'static str,
-        /// Why not.
-        source: raft::Error,
-    },
-    /// A committed entry or a snapshot can't be understood.
-    #[error("apply entry {index}")]
-    Unreadable {
-        /// Which.
-        index: u64,
-        /// Why not.
-        source: FormatError,
-    },
-    /// A kind of entry this version never proposes.
-    #[error(
-        "apply entry {index}: an old form of membership change, which no version of Longshore proposes"
-    )]
-    OldMembership {
-        /// Which.
-        index: u64,
-    },
-}
-
-/// A command was refused on the spot; it is certainly not in the log.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Refused {
-    /// This peer doesn't lead; perhaps that one does.
-    NotLeader(Option<u64>),
-    /// Too much waits for the majority already.
-    Busy,
-}
-
-/// Says which proposal an entry was, in the entry's context: a version byte, the proposer's incarnation, a number.
-/// The incarnation keeps entries of an earlier life, replayed now, from answering proposals of this one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Ticket {
-    incarnation: u128,
-    number: u64,
-}
-
-impl Ticket {
-    fn to_bytes(self) -> Vec<u8> {
-        let mut bytes = vec![format::VERSION];
-        bytes.extend(self.incarnation.to_le_bytes());
-        bytes.extend(self.number.to_le_bytes());
-        bytes
-    }
-
-    /// `None` for what another version wrote: nobody here waits for it.
-    fn from_bytes(bytes: &[u8]) -> Option<Self> {
-        let (&format::VERSION, rest) = bytes.split_first()? else {
-            return None;
-        };
-        let (incarnation, rest) = rest.split_first_chunk()?;
-        let (number, _) = rest.split_first_chunk()?;
-        Some(Self {
-            incarnation: u128::from_le_bytes(*incarnation),
-            number: u64::from_le_bytes(*number),
-        })
-    }
-}
-
-/// A proposal that was applied here.
-#[derive(Debug)]
-pub struct Answer {
-    /// What [`Core::propose`] returned.
-    pub proposal: u64,
-    /// Where in the log it is.
-    pub at: Revision,
-    /// What became of it.
-    pub result: Result<Applied, Rejection>,
-}
-
-/// A snapshot to be built wherever time doesn't matter, and handed to [`Core::snapshot_built`].
-#[derive(Debug)]
-pub struct SnapshotPlan {
-    state: Arc<State>,
-    index: u64,
-    term: u64,
-    members: ConfState,
-}
-
-impl SnapshotPlan {
-    /// Builds it: the slow part, tens of milliseconds for a full history.
-    ///
-    /// # Errors
-    /// When the state can't be serialised.
-    pub fn build(self) -> Result<Snapshot, FormatError> {
-        let mut snapshot = Snapshot::default();
-        snapshot.set_data(state_to_bytes(&self.state)?.into());
-        let metadata = snapshot.mut_metadata();
-        (metadata.index, metadata.term) = (self.index, self.term);
-        metadata.set_conf_state(self.members);
-        Ok(snapshot)
-    }
-}
-
-/// What is to be done now.
-#[derive(Debug, Default)]
-pub struct Output {
-    /// To be sent at once.
-    pub send_now: Vec<Message>,
-    /// To be written in this order; see [`WriteTask::after`].
-    pub writes: Vec<WriteTask>,
-    /// Proposals that were applied.
-    pub answers: Vec<Answer>,
-    /// Proposals whose fate this peer will not learn: it no longer leads.
-    pub lost: Vec<u64>,
-    /// A snapshot to be built.
-    pub snapshot: Option<SnapshotPlan>,
-    /// The state changed.
-    pub applied: bool,
-}
-
-/// Who leads.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Leadership {
-    /// This peer, and its state has everything that was ever acknowledged: it may act.
-    Leader {
-        /// Since this term.
-        term: u64,
-    },
-    /// Not this one (or it doesn't know everything yet).
-    Follower {
-        /// In this term.
-        term: u64,
-        /// Who does, if known.
-        leader: Option<u64>,
-    },
-    /// The log stopped; only a restart of the process helps.
-    Stopped,
-}
-
 /// One peer's raft and its state.
 pub struct Core {
     pub(super) raft: RawNode<Cache>,
@@ -212,6 +79,8 @@ pub struct Core {
     proposals: u64,
     /// Proposals that wait, and the term they were proposed in.
     waiting: BTreeMap<u64, u64>,
+    /// Confirmations that wait: the term they were asked in, and once a majority answered the entry to be applied.
+    confirming: BTreeMap<u64, (u64, Option<u64>)>,
 }
 
 impl Core {
@@ -252,6 +121,7 @@ impl Core {
             incarnation,
             proposals: 0,
             waiting: BTreeMap::new(),
+            confirming: BTreeMap::new(),
         })
     }
 
@@ -292,10 +162,9 @@ impl Core {
         if self.raft.raft.state == StateRole::Leader && self.applied.1 == term {
             return Leadership::Leader { term };
         }
-        let leader = self.raft.raft.leader_id;
         Leadership::Follower {
             term,
-            leader: (leader != raft::INVALID_ID).then_some(leader),
+            leader: self.known_leader(),
         }
     }
 
@@ -320,12 +189,7 @@ impl Core {
     /// # Errors
     /// When it is certain that the command isn't in the log.
     pub fn propose(&mut self, command: Vec<u8>) -> Result<u64, Refused> {
-        if self.raft.raft.state != StateRole::Leader {
-            let leader = self.raft.raft.leader_id;
-            return Err(Refused::NotLeader(
-                (leader != raft::INVALID_ID).then_some(leader),
-            ));
-        }
+        self.leads()?;
         self.proposals += 1;
         let ticket = Ticket {
             incarnation: self.incarnation,
@@ -418,8 +282,24 @@ impl Core {
             }
             kept
         });
+        self.settle_confirmations(&mut output);
         output.snapshot = self.snapshot_due();
         Ok(output)
+    }
+
+    fn settle_confirmations(&mut self, output: &mut Output) {
+        let (role, now, applied) = (self.raft.raft.state, self.raft.raft.term, self.applied.0);
+        self.confirming.retain(|number, (term, index)| {
+            if role != StateRole::Leader || *term != now {
+                output.unconfirmed.push(*number);
+                return false;
+            }
+            let confirmed = index.is_some_and(|index| index <= applied);
+            if confirmed {
+                output.confirmed.push(*number);
+            }
+            !confirmed
+        });
     }
 
     /// One Ready. The order is safety:
@@ -438,6 +318,14 @@ impl Core {
             ..WriteTask::default()
         };
         output.send_now.extend(ready.take_messages());
+        for read in ready.take_read_states() {
+            if let Some(ticket) = Ticket::from_bytes(&read.request_ctx)
+                && ticket.incarnation == self.incarnation
+                && let Some((_, index)) = self.confirming.get_mut(&ticket.number)
+            {
+                *index = Some(read.index);
+            }
+        }
         if !ready.snapshot().is_empty() {
             let snapshot = ready.snapshot().clone();
             self.install(&snapshot, ready.number())?;
@@ -539,7 +427,12 @@ impl Core {
     fn snapshot_due(&mut self) -> Option<SnapshotPlan> {
         let (index, term) = self.applied;
         let entries = index - self.raft.store().snapshot_index();
-        let due = entries >= self.limits.entries || self.bytes_since_snapshot >= self.limits.bytes;
+        // A peer that isn't in a snapshot's membership refuses it: whoever came after it needs a newer one.
+        let members = Members::from(&self.members).all();
+        let newcomer = !members.is_subset(&self.raft.store().snapshot_members().all());
+        let due = entries >= self.limits.entries
+            || self.bytes_since_snapshot >= self.limits.bytes
+            || (newcomer && entries > 0);
         if self.building || !due {
             return None;
         }

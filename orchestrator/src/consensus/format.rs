@@ -128,5 +128,28 @@ fn body<'a>(what: &'static str, bytes: &'a [u8]) -> Result<&'a [u8], FormatError
     }
 }
 
+/// A group's name in JSON, for `#[serde(with)]`.
+pub mod group_as_text {
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+    use uuid::Uuid;
+
+    /// Writes it.
+    ///
+    /// # Errors
+    /// The serialiser's.
+    pub fn serialize<S: Serializer>(group: &Uuid, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(group)
+    }
+
+    /// Reads it.
+    ///
+    /// # Errors
+    /// When it is none.
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Uuid, D::Error> {
+        let text = String::deserialize(from)?;
+        text.parse().map_err(D::Error::custom)
+    }
+}
+
 #[cfg(test)]
 mod tests;

@@ -4,17 +4,9 @@
 //! After each the core is pumped and what comes out is carried out in the order the core asks for. A new state is
 //! published before the proposals in it are answered: whoever got an answer sees it in [`Log::state`].
 
-use std::{
-    collections::HashMap,
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use orchestrator_core::{
-    id::Revision,
-    state::{Applied, Command, Rejection, State},
-};
+use orchestrator_core::state::State;
 use tokio::{
     sync::{mpsc, oneshot, watch},
     task::JoinHandle,
@@ -23,276 +15,24 @@ use tokio::{
 
 pub use super::core::{LIMITS, Leadership, Limits};
 use super::{
-    core::{Core, CoreError, Output, Refused},
-    format::{COMMAND_BYTES_MAX, FormatError, command_to_bytes},
-    storage::{Disk, DiskError},
-    transport::{Alone, Inbound, Transport},
-    writer::{Reopen, Writer, Written},
+    core::{Core, CoreError, Members, Output, Refused},
+    format::FormatError,
+    transport::{Inbound, Transport},
+    writer::{Writer, Written},
 };
+pub use error::{AskError, ConsensusError, ProposeError};
+use log::Ask;
+pub use log::{Log, Membership, Proposed, found, owner};
 
-/// Raft's unit of time. Ten without a leader make an election: one to two seconds.
-const TICK: Duration = Duration::from_millis(100);
-/// Proposals that wait for the task; beyond it proposers wait in line.
-const PROPOSALS_QUEUED_MAX: usize = 256;
+mod error;
+mod log;
+
+/// Raft's unit of time. Ten to twenty without a leader make an election: half a second to one.
+const TICK: Duration = Duration::from_millis(50);
 /// Messages from other peers that wait for the task; raft repeats what is dropped.
 pub const INBOUND_QUEUED_MAX: usize = 1024;
 /// The log's file in its directory.
 const FILE: &str = "log.redb";
-
-/// The log can't start.
-#[derive(Debug, thiserror::Error)]
-pub enum ConsensusError {
-    /// Its directory can't be made, or its thread not started.
-    #[error("{doing}")]
-    Io {
-        /// What we were doing.
-        doing: &'static str,
-        /// Why not.
-        source: std::io::Error,
-    },
-    /// The disk.
-    #[error("open the replicated log in {path}")]
-    Disk {
-        /// Where.
-        path: PathBuf,
-        /// Why not.
-        source: DiskError,
-    },
-    /// Raft.
-    #[error("start the replicated log")]
-    Core(#[from] CoreError),
-}
-
-/// A command was not applied, or nobody can say.
-#[derive(Debug, thiserror::Error)]
-pub enum ProposeError {
-    /// Certainly not applied: this peer doesn't lead.
-    #[error("this peer doesn't lead the log")]
-    NotLeader {
-        /// Who does, if known.
-        leader: Option<u64>,
-    },
-    /// Certainly not applied: too much waits for a majority already. Worth trying again.
-    #[error("too many commands wait for a majority of the peers")]
-    Busy,
-    /// Certainly not applied: it is too long.
-    #[error("the command has {bytes} bytes, {COMMAND_BYTES_MAX} are allowed")]
-    TooLong {
-        /// Its length.
-        bytes: usize,
-    },
-    /// Certainly not applied: it can't be written down.
-    #[error("write the command down")]
-    Format(#[from] FormatError),
-    /// Certainly not applied: the disk is full. Worth trying again once there is room.
-    #[error("the disk of the replicated log is full")]
-    DiskFull,
-    /// Certainly not applied: the disk can't be written. Worth trying again.
-    #[error("the disk of the replicated log can't be written: {detail}")]
-    Disk {
-        /// What it said.
-        detail: String,
-    },
-    /// **Unknown**: it was proposed, then this peer lost the lead or its disk. It may still be applied: look at the
-    /// state before proposing again.
-    #[error("it is unknown whether the command will be applied")]
-    Dropped,
-    /// **Unknown**: the log stopped meanwhile.
-    #[error("the replicated log stopped")]
-    Stopped,
-}
-
-impl ProposeError {
-    /// The command may still be applied.
-    #[must_use]
-    pub fn unknown_outcome(&self) -> bool {
-        match self {
-            Self::Dropped | Self::Stopped => true,
-            Self::NotLeader { .. }
-            | Self::Busy
-            | Self::TooLong { .. }
-            | Self::Format(_)
-            | Self::DiskFull
-            | Self::Disk { .. } => false,
-        }
-    }
-}
-
-/// What applying a command gave, and where in the log it is.
-pub type Proposed = (Revision, Result<Applied, Rejection>);
-
-type Reply = oneshot::Sender<Result<Proposed, ProposeError>>;
-
-struct Proposal {
-    command: Vec<u8>,
-    reply: Reply,
-}
-
-/// The replicated log. Clones are the same log.
-#[derive(Clone)]
-pub struct Log {
-    proposals: mpsc::Sender<Proposal>,
-    state: watch::Receiver<Arc<State>>,
-    leadership: watch::Receiver<Leadership>,
-    stop: mpsc::Sender<oneshot::Sender<()>>,
-    commit_seconds: Option<prometheus::Histogram>,
-}
-
-/// Which peer this is, and with whom it founds the log.
-#[derive(Clone, Debug)]
-pub struct Membership {
-    /// This peer.
-    pub peer: u64,
-    /// The founders, the same list on each; only looked at when the directory is new.
-    pub founders: Vec<u64>,
-}
-
-impl Log {
-    /// Opens the log of one peer in a directory, or founds it there.
-    ///
-    /// # Errors
-    /// When the directory can't be used, is another peer's, or holds what this version can't read.
-    pub async fn start(dir: &Path, peer: u64) -> Result<Self, ConsensusError> {
-        let membership = Membership {
-            peer,
-            founders: vec![peer],
-        };
-        let (_nobody, inbound) = mpsc::channel(1);
-        Self::start_with(dir, membership, Alone, inbound, LIMITS).await
-    }
-
-    /// Opens one peer's part of a log of several.
-    ///
-    /// # Errors
-    /// As [`Log::start`].
-    pub async fn start_with(
-        dir: &Path,
-        membership: Membership,
-        transport: impl Transport,
-        inbound: mpsc::Receiver<Inbound>,
-        limits: Limits,
-    ) -> Result<Self, ConsensusError> {
-        let file = dir.join(FILE);
-        let dir = dir.to_owned();
-        let opened = tokio::task::spawn_blocking(move || open(&dir, &membership, limits));
-        let (core, disk) = opened.await.map_err(|cause| ConsensusError::Io {
-            doing: "open the replicated log",
-            source: std::io::Error::other(cause),
-        })??;
-        let (events, written) = mpsc::unbounded_channel();
-        let reopen: Reopen = Box::new(move || Disk::open(&file));
-        let writer = Writer::start(disk, reopen, events).map_err(|source| ConsensusError::Io {
-            doing: "start the log's writer",
-            source,
-        })?;
-        let (proposals, proposed) = mpsc::channel(PROPOSALS_QUEUED_MAX);
-        let (stop, stopped) = mpsc::channel(1);
-        let (publish_state, state) = watch::channel(Arc::clone(core.state()));
-        let (publish_leadership, leadership) = watch::channel(core.leadership());
-        let node = Node {
-            core,
-            transport,
-            writer,
-            waiting: HashMap::new(),
-            stalled: None,
-            building: None,
-            state: publish_state,
-            leadership: publish_leadership,
-        };
-        tokio::spawn(node.run(Inputs {
-            proposed,
-            inbound,
-            written,
-            stopped,
-        }));
-        Ok(Self {
-            proposals,
-            state,
-            leadership,
-            stop,
-            commit_seconds: None,
-        })
-    }
-
-    /// Also measures, from proposing to applied.
-    #[must_use]
-    pub fn measured_by(self, commit_seconds: prometheus::Histogram) -> Self {
-        Self {
-            commit_seconds: Some(commit_seconds),
-            ..self
-        }
-    }
-
-    /// Proposes a command and waits until it is applied here. It is then on the disks of a majority.
-    ///
-    /// # Errors
-    /// [`ProposeError::unknown_outcome`] tells those after which the command may still be applied.
-    pub async fn propose(&self, command: Command) -> Result<Proposed, ProposeError> {
-        let command = command_to_bytes(&command)?;
-        if command.len() > COMMAND_BYTES_MAX {
-            return Err(ProposeError::TooLong {
-                bytes: command.len(),
-            });
-        }
-        let began = Instant::now();
-        let (reply, answer) = oneshot::channel();
-        self.proposals
-            .send(Proposal { command, reply })
-            .await
-            .map_err(|_| ProposeError::Stopped)?;
-        let proposed = answer.await.map_err(|_| ProposeError::Stopped)??;
-        if let Some(commit_seconds) = &self.commit_seconds {
-            commit_seconds.observe(began.elapsed().as_secs_f64());
-        }
-        Ok(proposed)
-    }
-
-    /// The state after every applied batch. An answered proposal is in it.
-    #[must_use]
-    pub fn state(&self) -> watch::Receiver<Arc<State>> {
-        self.state.clone()
-    }
-
-    /// Who leads. Act only while it says [`Leadership::Leader`].
-    #[must_use]
-    pub fn leadership(&self) -> watch::Receiver<Leadership> {
-        self.leadership.clone()
-    }
-
-    /// Stops the log and waits until everything queued is on the disk and the file is free. Repeating it is fine.
-    pub async fn stop(self) {
-        let (done, stopped) = oneshot::channel();
-        if self.stop.send(done).await.is_ok() {
-            // An error means that somebody else's stop was first, and is done.
-            let _ = stopped.await;
-        }
-    }
-}
-
-fn open(
-    dir: &Path,
-    membership: &Membership,
-    limits: Limits,
-) -> Result<(Core, Disk), ConsensusError> {
-    std::fs::create_dir_all(dir).map_err(|source| ConsensusError::Io {
-        doing: "make the log's directory",
-        source,
-    })?;
-    let path = dir.join(FILE);
-    let at = |source| ConsensusError::Disk {
-        path: path.clone(),
-        source,
-    };
-    let disk = Disk::open(&path).map_err(at)?;
-    let Membership { peer, founders } = membership;
-    disk.claim(*peer, founders).map_err(at)?;
-    let loaded = disk.load().map_err(at)?;
-    let incarnation = uuid::Uuid::new_v4().as_u128();
-    let logger = slog::Logger::root(ToTracing, slog::o!());
-    let mut core = Core::new(&Core::config(*peer), loaded, limits, incarnation, &logger)?;
-    core.campaign_if_alone();
-    Ok((core, disk))
-}
 
 /// The log can't go on; only a restart of the process helps.
 #[derive(Debug, thiserror::Error)]
@@ -303,8 +43,10 @@ enum Fatal {
     Writer,
 }
 
+type Answer<T, E> = oneshot::Sender<Result<T, E>>;
+
 struct Inputs {
-    proposed: mpsc::Receiver<Proposal>,
+    asks: mpsc::Receiver<Ask>,
     inbound: mpsc::Receiver<Inbound>,
     written: mpsc::UnboundedReceiver<Written>,
     stopped: mpsc::Receiver<oneshot::Sender<()>>,
@@ -314,15 +56,39 @@ struct Node<T> {
     core: Core,
     transport: T,
     writer: Writer,
-    waiting: HashMap<u64, Reply>,
+    waiting: HashMap<u64, Answer<Proposed, ProposeError>>,
+    confirming: HashMap<u64, Answer<(), AskError>>,
     /// The disk can't write: it is full, or what it said.
     stalled: Option<(bool, String)>,
     building: Option<JoinHandle<Result<raft::eraftpb::Snapshot, FormatError>>>,
     state: watch::Sender<Arc<State>>,
     leadership: watch::Sender<Leadership>,
+    members: watch::Sender<Members>,
 }
 
 impl<T: Transport> Node<T> {
+    fn new(
+        core: Core,
+        transport: T,
+        writer: Writer,
+        state: watch::Sender<Arc<State>>,
+        leadership: watch::Sender<Leadership>,
+        members: watch::Sender<Members>,
+    ) -> Self {
+        Self {
+            core,
+            transport,
+            writer,
+            waiting: HashMap::new(),
+            confirming: HashMap::new(),
+            stalled: None,
+            building: None,
+            state,
+            leadership,
+            members,
+        }
+    }
+
     async fn run(mut self, mut inputs: Inputs) {
         let ended = self.serve(&mut inputs).await;
         let Self {
@@ -330,16 +96,18 @@ impl<T: Transport> Node<T> {
             transport: _,
             writer,
             waiting,
+            confirming,
             stalled: _,
             building: _,
             state: _,
             leadership,
+            members: _,
         } = self;
         if let Err(cause) = tokio::task::spawn_blocking(|| writer.stop()).await {
             tracing::error!(%cause, "wait for the log's writer");
         }
         leadership.send_replace(Leadership::Stopped);
-        drop(waiting); // whoever waits learns that the log stopped
+        drop((waiting, confirming)); // whoever waits learns that the log stopped
         match ended {
             Ok(Some(done)) => drop(done.send(())), // nobody may wait for it any more
             Ok(None) => {}
@@ -363,10 +131,10 @@ impl<T: Transport> Node<T> {
             tokio::select! {
                 stop = inputs.stopped.recv() => return Ok(stop),
                 written = inputs.written.recv() => self.written(written.ok_or(Fatal::Writer)?),
-                Some(proposal) = inputs.proposed.recv() => {
-                    self.propose(proposal);
-                    while let Ok(proposal) = inputs.proposed.try_recv() {
-                        self.propose(proposal);
+                Some(ask) = inputs.asks.recv() => {
+                    self.asked(ask);
+                    while let Ok(ask) = inputs.asks.try_recv() {
+                        self.asked(ask);
                     }
                 }
                 inbound = inputs.inbound.recv(), if others => match inbound {
@@ -379,8 +147,32 @@ impl<T: Transport> Node<T> {
         }
     }
 
-    fn propose(&mut self, proposal: Proposal) {
-        let Proposal { command, reply } = proposal;
+    /// Whoever asked may have given up waiting: then nobody is to be told.
+    fn asked(&mut self, ask: Ask) {
+        match ask {
+            Ask::Propose(command, reply) => self.propose(command, reply),
+            Ask::Confirm(reply) => match self.core.confirm() {
+                Ok(number) => drop(self.confirming.insert(number, reply)),
+                Err(refused) => drop(reply.send(Err(refused.into()))),
+            },
+            Ask::Change(change, reply) => {
+                drop(reply.send(self.core.change(change).map_err(AskError::from)));
+            }
+            Ask::Transfer(to, reply) => {
+                drop(reply.send(self.core.transfer(to).map_err(AskError::from)));
+            }
+            Ask::HandOver(reply) => {
+                let heir = self
+                    .core
+                    .heir()
+                    .filter(|heir| self.core.transfer(*heir).is_ok());
+                let _ = reply.send(heir);
+            }
+            Ask::Describe(reply) => drop(reply.send(self.core.standing())),
+        }
+    }
+
+    fn propose(&mut self, command: Vec<u8>, reply: Answer<Proposed, ProposeError>) {
         let refused = match &self.stalled {
             Some((true, _)) => ProposeError::DiskFull,
             Some((false, detail)) => ProposeError::Disk {
@@ -392,10 +184,10 @@ impl<T: Transport> Node<T> {
                     return;
                 }
                 Err(Refused::NotLeader(leader)) => ProposeError::NotLeader { leader },
-                Err(Refused::Busy) => ProposeError::Busy,
+                Err(Refused::Busy | Refused::RemovesLeader) => ProposeError::Busy,
             },
         };
-        answer(reply, Err(refused));
+        drop(reply.send(Err(refused)));
     }
 
     fn written(&mut self, written: Written) {
@@ -416,8 +208,17 @@ impl<T: Transport> Node<T> {
                     tracing::error!(full, detail, "write the log; trying again");
                 }
                 self.stalled = Some((full, detail));
+                // Somebody whose disk can be written leads better.
+                if let Some(heir) = self.core.heir()
+                    && self.core.transfer(heir).is_ok()
+                {
+                    tracing::info!(
+                        heir,
+                        "the lead is handed over, for the disk can't be written"
+                    );
+                }
                 for (_, reply) in self.waiting.drain() {
-                    answer(reply, Err(ProposeError::Dropped));
+                    drop(reply.send(Err(ProposeError::Dropped)));
                 }
             }
         }
@@ -443,6 +244,8 @@ impl<T: Transport> Node<T> {
             writes,
             answers,
             lost,
+            confirmed,
+            unconfirmed,
             snapshot,
             applied,
         } = self.core.pump()?;
@@ -461,14 +264,30 @@ impl<T: Transport> Node<T> {
             *known = leadership;
             changed
         });
+        self.members.send_if_modified(|known| {
+            let members = self.core.members();
+            let changed = *known != members;
+            *known = members;
+            changed
+        });
         for done in answers {
             if let Some(reply) = self.waiting.remove(&done.proposal) {
-                answer(reply, Ok((done.at, done.result)));
+                drop(reply.send(Ok((done.at, done.result))));
             }
         }
         for proposal in lost {
             if let Some(reply) = self.waiting.remove(&proposal) {
-                answer(reply, Err(ProposeError::Dropped));
+                drop(reply.send(Err(ProposeError::Dropped)));
+            }
+        }
+        for question in confirmed {
+            if let Some(reply) = self.confirming.remove(&question) {
+                drop(reply.send(Ok(())));
+            }
+        }
+        for question in unconfirmed {
+            if let Some(reply) = self.confirming.remove(&question) {
+                drop(reply.send(Err(AskError::NotLeader { leader: None })));
             }
         }
         if let Some(plan) = snapshot {
@@ -476,11 +295,6 @@ impl<T: Transport> Node<T> {
         }
         Ok(())
     }
-}
-
-/// Whoever proposed may have given up waiting: then nobody is to be told.
-fn answer(reply: Reply, result: Result<Proposed, ProposeError>) {
-    drop(reply.send(result));
 }
 
 /// Waits for a build, if there is one; `None` when there is none or it panicked.

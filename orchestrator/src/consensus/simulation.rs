@@ -20,7 +20,7 @@ use super::{
     core::{Core, Leadership, Limits, Output, SnapshotPlan},
     format::{command_to_bytes, state_to_bytes},
     simulation::platter::Platter,
-    storage::{Disk, WriteTask},
+    storage::{Disk, Founding, Owner, WriteTask},
     transport::Inbound,
 };
 
@@ -70,7 +70,12 @@ struct Peer {
 impl Peer {
     fn boot(id: u64, platter: Platter, founders: &[u64], incarnation: u128) -> Self {
         let disk = Disk::on(platter.clone()).unwrap();
-        disk.claim(id, founders).unwrap();
+        let owner = Owner {
+            peer: id,
+            group: uuid::Uuid::nil(),
+        };
+        let founding = (!founders.is_empty()).then(|| Founding::of(founders.to_vec()));
+        disk.claim(owner, founding.as_ref()).unwrap();
         let loaded = disk.load().unwrap();
         // Raft draws election timeouts at random; ranges of one make it replayable.
         let ticks = 10 + 3 * usize::try_from(id).unwrap();
@@ -269,6 +274,8 @@ impl World {
             writes,
             answers,
             lost,
+            confirmed: _,
+            unconfirmed: _,
             snapshot,
             applied,
         } = peer.core.pump().unwrap();

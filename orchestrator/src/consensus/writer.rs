@@ -26,7 +26,7 @@ const BATCH_MAX: usize = 256;
 const RETRY: Duration = Duration::from_millis(500);
 
 /// Opens the disk again after a failure.
-pub(super) type Reopen = Box<dyn Fn() -> Result<Disk, DiskError> + Send>;
+pub(crate) type Reopen = Box<dyn Fn() -> Result<Disk, DiskError> + Send>;
 
 /// What the writer says.
 #[derive(Debug)]

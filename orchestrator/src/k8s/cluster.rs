@@ -8,7 +8,7 @@ use axum::http::{Request, Response, StatusCode};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::{
     Api, Client,
-    api::{ObjectMeta, PostParams},
+    api::{ListParams, ObjectMeta, PostParams},
     client::Body,
 };
 use orchestrator_core::{
@@ -16,6 +16,7 @@ use orchestrator_core::{
     migration::Image,
     plan::{Plan, PlannedContainer},
     refusal::Finding,
+    view::{NodeView, TaintView},
 };
 
 use super::{
@@ -35,6 +36,9 @@ const PREPULL_WITHIN: Duration = Duration::from_secs(100);
 /// A quota counts the source for some moments after it is gone: a refused creation is tried this often.
 const CREATE_TRIES: u32 = 8;
 const CREATE_AGAIN_AFTER: Duration = Duration::from_millis(250);
+
+/// Every kubelet sets it.
+const ARCHITECTURE_LABEL: &str = "kubernetes.io/arch";
 
 /// What the kubelet says of a container that won't come up by waiting: its restore was tried and failed, or it ran.
 const BROKEN: [&str; 4] = [
@@ -224,6 +228,35 @@ impl Cluster for RealCluster {
         }
     }
 
+    async fn other_nodes(&self, plan: &Plan) -> Result<Vec<NodeName>, ClusterError> {
+        let what = "look for another node";
+        let api: Api<Node> = Api::all(self.client.clone());
+        let found = bounded(what, api.list(&ListParams::default())).await;
+        let found = found.map_err(|error| unclear(what, &error))?;
+        let nodes: Vec<NodeView> = found.items.iter().map(view::node).collect();
+        let architecture = |name: &NodeName| {
+            let node = nodes.iter().find(|node| node.name.as_ref() == Some(name));
+            node.and_then(|node| node.labels.get(ARCHITECTURE_LABEL))
+        };
+        let wanted = architecture(&plan.target);
+        let fits = |node: &&NodeView| {
+            let label = node.labels.get(ARCHITECTURE_LABEL);
+            let keeps_off = |taint: &TaintView| taint.effect != "PreferNoSchedule";
+            node.ready
+                && !node.cordoned
+                && (wanted.is_none() || label == wanted)
+                && !node.taints.iter().any(keeps_off)
+        };
+        let mut names: Vec<NodeName> = nodes
+            .iter()
+            .filter(fits)
+            .filter_map(|node| node.name.clone())
+            .filter(|name| *name != plan.source && *name != plan.target)
+            .collect();
+        names.sort();
+        Ok(names)
+    }
+
     async fn create(
         &self,
         plan: &Plan,
@@ -306,7 +339,7 @@ impl Cluster for RealCluster {
         }))
     }
 
-    async fn release_restored(
+    async fn settle_restored(
         &self,
         plan: &Plan,
         uid: &PodUid,
@@ -333,6 +366,7 @@ impl Cluster for RealCluster {
         &self,
         plan: &Plan,
         id: &MigrationId,
+        node: &NodeName,
         containers: &[String],
     ) -> Result<(), ClusterError> {
         let what = "pull the base images";
@@ -348,7 +382,7 @@ impl Cluster for RealCluster {
         let wanted = Wanted {
             like: &like,
             containers: &wanted,
-            node: &plan.target,
+            node,
             migration: id,
         };
         match prepull(&self.client, &wanted, PREPULL_WITHIN).await {

@@ -4,6 +4,7 @@
 //! watch ─► not ended, no finalizer ─► put it on ─► (seen again by the watch)
 //!          finalizer on            ─► Submit
 //!          being deleted           ─► Abort
+//!          dead nodes noted        ─► DeclareDead
 //! ```
 //!
 //! The finalizer comes before the submission: an object whose migration is in the log can't vanish before the end is
@@ -28,7 +29,7 @@ use tokio::sync::mpsc;
 use super::{
     call::{CallError, bounded, if_there},
     pods::FIELD_MANAGER,
-    resource::{FINALIZER, PodMigration, REQUESTED_AT},
+    resource::{DEAD_NODES, FINALIZER, PodMigration, REQUESTED_AT},
 };
 
 /// The way to the API server takes milliseconds, the creation's seconds are cut off, clocks differ by less than this.
@@ -45,6 +46,13 @@ pub enum Intake {
         id: MigrationId,
         /// Its namespace and name.
         object: PodRef,
+    },
+    /// A person says that this node is dead.
+    DeclareDead {
+        /// The object's UID.
+        id: MigrationId,
+        /// Which node.
+        node: NodeName,
     },
 }
 
@@ -68,7 +76,7 @@ pub struct Asked {
 enum Due {
     Nothing,
     AddFinalizer,
-    Tell(Box<Intake>),
+    Tell(Vec<Intake>),
 }
 
 /// Watches until the receiver is gone. The watch mends itself; what can't be written now is written when the object is
@@ -99,9 +107,11 @@ pub async fn run(client: Client, out: mpsc::Sender<Intake>) {
                     tracing::warn!(%error, "a PodMigration waits for its finalizer");
                 }
             }
-            Due::Tell(intake) => {
-                if out.send(*intake).await.is_err() {
-                    return;
+            Due::Tell(all) => {
+                for intake in all {
+                    if out.send(intake).await.is_err() {
+                        return;
+                    }
                 }
             }
         }
@@ -114,9 +124,11 @@ fn due(object: &PodMigration) -> Due {
     };
     let place = place(object);
     let finalizer = object.finalizers().iter().any(|f| f == FINALIZER);
+    let mut told = dead_nodes(object, &id);
     if object.metadata.deletion_timestamp.is_some() {
+        told.push(Intake::Abort { id, object: place });
         return match finalizer {
-            true => Due::Tell(Box::new(Intake::Abort { id, object: place })),
+            true => Due::Tell(told),
             false => Due::Nothing,
         };
     }
@@ -128,14 +140,33 @@ fn due(object: &PodMigration) -> Due {
     match (ended, finalizer) {
         (true, _) => Due::Nothing,
         (false, false) => Due::AddFinalizer,
-        (false, true) => Due::Tell(Box::new(Intake::Submit(Asked {
-            id,
-            object: place,
-            request: request(object),
-            asked_ns: asked_ns(object),
-            phase_shown: phase_shown.to_owned(),
-        }))),
+        (false, true) => {
+            let submit = Intake::Submit(Asked {
+                id,
+                object: place,
+                request: request(object),
+                asked_ns: asked_ns(object),
+                phase_shown: phase_shown.to_owned(),
+            });
+            told.insert(0, submit);
+            Due::Tell(told)
+        }
     }
+}
+
+/// What `migrate resolve` noted: names of nodes with commas between.
+fn dead_nodes(object: &PodMigration, id: &MigrationId) -> Vec<Intake> {
+    let noted = object.annotations().get(DEAD_NODES);
+    noted
+        .iter()
+        .flat_map(|names| names.split(','))
+        .map(str::trim)
+        .filter(|name| !name.is_empty())
+        .map(|name| Intake::DeclareDead {
+            id: id.clone(),
+            node: NodeName::from(name),
+        })
+        .collect()
 }
 
 fn place(object: &PodMigration) -> PodRef {
@@ -261,7 +292,7 @@ mod tests {
         let Due::Tell(told) = due(&object(ours(), "")) else {
             panic!("it should be submitted");
         };
-        let Intake::Submit(asked) = *told else {
+        let [Intake::Submit(asked)] = told.as_slice() else {
             panic!("it should be submitted");
         };
         assert_eq!(asked.request.pod.to_string(), "shop/web");
@@ -299,18 +330,33 @@ mod tests {
         };
         assert_eq!(
             due(&object(leaving(), "Holding")),
-            Due::Tell(Box::new(abort.clone()))
+            Due::Tell(vec![abort.clone()])
         );
-        assert_eq!(
-            due(&object(leaving(), "Succeeded")),
-            Due::Tell(Box::new(abort))
-        );
+        assert_eq!(due(&object(leaving(), "Succeeded")), Due::Tell(vec![abort]));
         let gone = json!({ "deletionTimestamp": "2026-01-01T00:00:09Z" });
         assert_eq!(
             due(&object(gone, "")),
             Due::Nothing,
             "nothing of ours is on it"
         );
+    }
+
+    #[test]
+    fn nodes_noted_as_dead_are_told_also_while_the_object_is_being_deleted() {
+        let dead = |node: &str| Intake::DeclareDead {
+            id: "m1".into(),
+            node: node.into(),
+        };
+        for metadata in [ours(), leaving()] {
+            let mut object = object(metadata, "Restoring");
+            let note = (DEAD_NODES.to_owned(), "node1, node2,".to_owned());
+            object.metadata.annotations = Some([note].into());
+            let Due::Tell(told) = due(&object) else {
+                panic!("it should be told");
+            };
+            assert!(told.contains(&dead("node1")) && told.contains(&dead("node2")));
+            assert_eq!(told.len(), 3);
+        }
     }
 
     #[test]

@@ -16,6 +16,9 @@ pub const FINALIZER: &str = "longshore.dev/migration";
 /// When the user pressed Enter, nanoseconds since 1970: the trace begins there.
 pub const REQUESTED_AT: &str = "longshore.dev/requested-at";
 
+/// Nodes that a person declared dead for this migration (`migrate resolve`), with commas between.
+pub const DEAD_NODES: &str = "longshore.dev/dead-nodes";
+
 /// Asks for a migration. Deleting the object asks for an abort.
 #[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[kube(
@@ -90,6 +93,12 @@ pub struct PodMigrationStatus {
     /// The last failure of a step that is asked again.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stuck: Option<StatusFinding>,
+    /// It has ended, but something of it is still to be cleared away; nothing of that runs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub left_over: Option<StatusFinding>,
+    /// Nodes that a person declared dead: no word is waited for from them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub dead_nodes: Vec<String>,
     /// The plan, in numbers.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub plan: Option<StatusPlan>,

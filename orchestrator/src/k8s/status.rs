@@ -38,6 +38,8 @@ pub fn project(migration: &Migration) -> PodMigrationStatus {
             asked: doubt.asked,
         }),
         stuck: migration.stuck.as_ref().map(finding),
+        left_over: migration.left_over.as_ref().map(finding),
+        dead_nodes: migration.dead.keys().map(|node| node.0.clone()).collect(),
         plan: plan.map(status_plan),
         freeze: freeze_ms.map(duration),
         freeze_milliseconds: freeze_ms,

@@ -1,16 +1,16 @@
-//! Undo, rescue and tidying up: what is asked again until it is done.
+//! Undo and tidying up: what is asked again until it is done.
 
 use std::time::Duration;
 
 use orchestrator_core::{
     id::{NodeName, PodUid},
-    migration::{Done, Image, Outcome, Restored},
+    migration::{Done, Image, Outcome, Phase, Restored},
     refusal::Finding,
 };
 use proto::worker::{self as wire, step_report, step_request};
 use tokio::time::Instant;
 
-use super::{Act, Deletion, Ended, SHORT_STEP_WITHIN, wire_images};
+use super::{Act, Deletion, Ended, SHORT_STEP_WITHIN, SourceObject, wire_images};
 
 /// Leftovers are waited for this long, each, in an undo: the pod runs already, the user waits. What is left then is
 /// cleared away later.
@@ -22,6 +22,72 @@ const READY_WITHIN: Duration = Duration::from_secs(5);
 impl Act<'_> {
     /// The source runs again. Only then the rest: what it leaves on the target runs nothing.
     pub(super) async fn release(&mut self) -> Result<Outcome, Ended> {
+        if self.is_dead(&self.plan.source) {
+            return self.release_without_source().await;
+        }
+        // A deletion is obeyed, and the signal that waits is its own.
+        let present = self.world.cluster.source(self.plan).await? == SourceObject::Present;
+        let released = self
+            .release_source(present && self.migration.checkpoint.is_some())
+            .await?;
+        if released.doomed {
+            let reason = Finding::new("HeldPodKilled", released.detail, "");
+            return Ok(Outcome::Done(Done::Doomed(reason)));
+        }
+        self.world
+            .cluster
+            .unmark_source(self.plan, &self.due.id)
+            .await?;
+        let left_over = self.clear_undone().await;
+        let clean = released.running;
+        let detail = if clean {
+            String::new()
+        } else {
+            released.detail
+        };
+        Ok(Outcome::Done(Done::Released {
+            clean,
+            detail,
+            left_over,
+        }))
+    }
+
+    /// Its node is dead, by a person's word, and it may have run on after its checkpoint: the pod ends with its node,
+    /// as any pod does. If the node comes back after all, the source is released there.
+    async fn release_without_source(&mut self) -> Result<Outcome, Ended> {
+        self.world
+            .cluster
+            .unmark_source(self.plan, &self.due.id)
+            .await?;
+        let source = self.plan.source.clone();
+        let target = self.plan.target.clone();
+        let images = self.migration.images.clone();
+        let mut left = vec![format!(
+            "node {source} was declared dead: the source is released when its worker is back"
+        )];
+        if !self.is_dead(&target)
+            && let Err(Ended(outcome)) = self.clear_target(&target, &images).await
+        {
+            left.push(outcome.words());
+        }
+        let kept = self
+            .migration
+            .checkpoint
+            .as_ref()
+            .map_or_else(String::new, |checkpoint| {
+                format!(
+                    "; its checkpoint stays in the store under {}",
+                    checkpoint.store_prefix
+                )
+            });
+        Ok(Outcome::Done(Done::Released {
+            clean: false,
+            detail: format!("node {source} was declared dead, and the pod with it{kept}"),
+            left_over: Some(Finding::new("OnADeadNode", left.join("; "), "")),
+        }))
+    }
+
+    async fn release_source(&mut self, keep_if_doomed: bool) -> Result<wire::Released, Ended> {
         let source = self.plan.source.clone();
         let manifest_key = self
             .migration
@@ -31,6 +97,7 @@ impl Act<'_> {
         let release = wire::Release {
             pod: Some(self.source_pod()),
             manifest_key,
+            keep_if_doomed,
         };
         let report = self
             .must(
@@ -46,27 +113,55 @@ impl Act<'_> {
                 "the pod was released without a word on how",
             ));
         };
-        self.world
-            .cluster
-            .unmark_source(self.plan, &self.due.id)
-            .await?;
-        let left_over = self.clear().await;
-        let clean = released.running;
-        let detail = if clean {
-            String::new()
-        } else {
-            released.detail
-        };
-        Ok(Outcome::Done(Done::Released {
-            clean,
-            detail,
-            left_over,
-        }))
+        Ok(released)
     }
 
-    /// Clears away what an undone migration left; what stands in the way of one part doesn't save the others. Says
-    /// what is still there, for it is tried again until nothing is.
+    /// Clears away what an ended migration still owes. Says what is still there, for it is tried again until nothing is.
     pub(super) async fn clear(&mut self) -> Option<Finding> {
+        let undone = self.migration.phase == Phase::RolledBack;
+        let left: Vec<String> = if undone && !self.is_dead(&self.plan.source) {
+            return self.clear_undone().await;
+        } else if undone {
+            match self.release_source(false).await {
+                Ok(_) => return self.clear_undone().await,
+                Err(Ended(outcome)) => vec![outcome.words()],
+            }
+        } else {
+            self.clear_the_dead().await
+        };
+        (!left.is_empty()).then(|| Finding::new("OnADeadNode", left.join("; "), ""))
+    }
+
+    /// Nodes that were declared dead and came back: what was held there is destroyed, what was being restored there is
+    /// withdrawn, under the revision of the end, so nothing older reaches them.
+    async fn clear_the_dead(&mut self) -> Vec<String> {
+        let mut left = Vec::new();
+        for node in self.migration.dead.keys().cloned().collect::<Vec<_>>() {
+            if let Err(Ended(outcome)) = self.clear_dead(&node).await {
+                left.push(outcome.words());
+            }
+        }
+        left
+    }
+
+    async fn clear_dead(&mut self, node: &NodeName) -> Result<(), Ended> {
+        if *node == self.plan.source {
+            self.destroy_source().await?;
+        }
+        match self.migration.restored.clone() {
+            Some(restored) if restored.node == *node => {
+                self.disarm(&restored).await?;
+                self.tidy(node, false, &restored.images, TIDY_WITHIN).await
+            }
+            Some(_) | None => {
+                let images = self.migration.images.clone();
+                self.clear_target(node, &images).await
+            }
+        }
+    }
+
+    /// What an undone migration left; what stands in the way of one part doesn't save the others.
+    async fn clear_undone(&mut self) -> Option<Finding> {
         let (source, target) = (self.plan.source.clone(), self.plan.target.clone());
         let images = self.migration.images.clone();
         let pull_pods = self
@@ -116,63 +211,6 @@ impl Act<'_> {
             .map(|_| ())
     }
 
-    /// The target can't. The held source is destroyed first, then the stored checkpoint is restored where it came
-    /// from; the other order would have two.
-    pub(super) async fn rescue(&mut self) -> Result<Outcome, Ended> {
-        let source = self.plan.source.clone();
-        if let Some(made) = self.world.cluster.restored(self.plan, &self.due.id).await? {
-            if made.deleted_by_user() {
-                return Err(Ended::pod_deleted(self.plan));
-            }
-            if made.node == source && made.given_up {
-                let (uid, reason) = (made.uid, "it was given up before".to_owned());
-                return Err(self.prove_failed(&source, &uid, &[], reason).await?);
-            }
-            if made.node == source {
-                let images = self.deliver_to(&source).await?;
-                return self.rescued(&source, &made.uid, &images).await;
-            }
-            // Left from before a crash: the target's, which is proved not to run before anything else is begun.
-            let deleted = self
-                .world
-                .cluster
-                .delete_restored(self.plan, &made.uid, &self.due.id)
-                .await?;
-            if deleted == Deletion::ByUser {
-                return Err(Ended::pod_deleted(self.plan));
-            }
-            let (target, images) = (self.plan.target.clone(), self.migration.images.clone());
-            self.withdraw(&target, Some(&made.uid), &images).await?;
-        }
-        match self
-            .world
-            .cluster
-            .delete_source(self.plan, &self.due.id)
-            .await?
-        {
-            Deletion::Done => {}
-            Deletion::ByUser => return Err(Ended::pod_deleted(self.plan)),
-        }
-        self.destroy_source().await?;
-        let images = self.deliver_to(&source).await?;
-        let created = self
-            .world
-            .cluster
-            .create(self.plan, &self.due.id, &source, &images)
-            .await?;
-        self.rescued(&source, &created, &images).await
-    }
-
-    async fn rescued(
-        &mut self,
-        node: &NodeName,
-        uid: &PodUid,
-        images: &[Image],
-    ) -> Result<Outcome, Ended> {
-        let restored = self.prove_restored(node, uid, images).await?;
-        Ok(Outcome::Done(Done::Rescued(restored)))
-    }
-
     pub(super) async fn destroy_source(&mut self) -> Result<(), Ended> {
         let source = self.plan.source.clone();
         let destroy = wire::Destroy {
@@ -190,55 +228,90 @@ impl Act<'_> {
 
     /// Disarm first: until then a crash of the container would roll its state back.
     pub(super) async fn retire(&mut self) -> Result<Outcome, Ended> {
-        let source = self.plan.source.clone();
-        let target = self.plan.target.clone();
         match self.migration.restored.clone() {
-            Some(restored) => {
-                self.disarm(&restored).await?;
-                self.world
-                    .cluster
-                    .release_restored(self.plan, &restored.pod_uid, &self.due.id)
-                    .await?;
-                self.destroy_source().await?;
-                self.first_readiness().await?;
-                self.tidy(&restored.node, true, &restored.images, SHORT_STEP_WITHIN)
-                    .await?;
-                for node in [&source, &target] {
-                    if *node != restored.node {
-                        self.tidy(node, false, &[], SHORT_STEP_WITHIN).await?;
-                    }
-                }
-            }
-            None => {
-                let images = self.migration.images.clone();
-                let made = self.world.cluster.restored(self.plan, &self.due.id).await?;
-                if let Some(made) = &made {
-                    let cluster = &self.world.cluster;
-                    let (plan, uid, id) = (self.plan, &made.uid, &self.due.id);
-                    if cluster.delete_restored(plan, uid, id).await? == Deletion::ByUser {
-                        cluster.release_restored(plan, uid, id).await?;
-                    }
-                }
-                self.withdraw(&target, made.as_ref().map(|made| &made.uid), &images)
-                    .await?;
-                self.world
-                    .cluster
-                    .delete_source(self.plan, &self.due.id)
-                    .await?;
-                self.destroy_source().await?;
-                // Deleted by the user and not by us, it still has our finalizer, and nothing else would take it off.
-                self.world
-                    .cluster
-                    .unmark_source(self.plan, &self.due.id)
-                    .await?;
-                self.tidy(&source, true, &[], SHORT_STEP_WITHIN).await?;
-                self.tidy(&target, false, &images, SHORT_STEP_WITHIN)
-                    .await?;
-            }
+            Some(restored) => self.retire_for(&restored).await?,
+            None => self.retire_for_nobody().await?,
         }
         let (plan, id) = (self.plan, &self.due.id);
         self.world.cluster.remove_prepull(plan, id).await?;
         Ok(Outcome::Done(Done::Retired))
+    }
+
+    /// The restored pod takes over. A dead node is passed over: what is on it is cleared when it is back.
+    async fn retire_for(&mut self, restored: &Restored) -> Result<(), Ended> {
+        let source = self.plan.source.clone();
+        let target = self.plan.target.clone();
+        self.world
+            .cluster
+            .settle_restored(self.plan, &restored.pod_uid, &self.due.id)
+            .await?;
+        let alive = !self.is_dead(&restored.node);
+        if alive {
+            self.disarm(restored).await?;
+        }
+        if !self.is_dead(&source) {
+            self.destroy_source().await?;
+        }
+        if alive {
+            self.first_readiness().await?;
+            self.tidy(&restored.node, true, &restored.images, SHORT_STEP_WITHIN)
+                .await?;
+        }
+        for node in [&source, &target] {
+            if *node != restored.node && !self.is_dead(node) {
+                self.tidy(node, !alive, &[], SHORT_STEP_WITHIN).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The user deleted the pod: nothing of it stays anywhere.
+    async fn retire_for_nobody(&mut self) -> Result<(), Ended> {
+        let source = self.plan.source.clone();
+        let target = self.plan.target.clone();
+        let images = self.migration.images.clone();
+        let made = self.world.cluster.restored(self.plan, &self.due.id).await?;
+        if let Some(made) = &made {
+            let cluster = &self.world.cluster;
+            let (plan, uid, id) = (self.plan, &made.uid, &self.due.id);
+            if cluster.delete_restored(plan, uid, id).await? == Deletion::ByUser {
+                cluster.settle_restored(plan, uid, id).await?;
+            }
+        }
+        // A rescue may have made it elsewhere.
+        let mut nodes = vec![target.clone()];
+        nodes.extend(made.as_ref().map(|made| made.node.clone()));
+        nodes.dedup();
+        for node in nodes.iter().filter(|node| !self.migration.is_dead(node)) {
+            let uid = made
+                .as_ref()
+                .filter(|made| made.node == *node)
+                .map(|made| &made.uid);
+            self.withdraw(node, uid, &images).await?;
+        }
+        self.world
+            .cluster
+            .delete_source(self.plan, &self.due.id)
+            .await?;
+        if !self.is_dead(&source) {
+            self.destroy_source().await?;
+        }
+        // Deleted by the user and not by us, it still has our finalizer, and nothing else would take it off.
+        self.world
+            .cluster
+            .unmark_source(self.plan, &self.due.id)
+            .await?;
+        let keeper = [&source, &target]
+            .into_iter()
+            .find(|node| !self.migration.is_dead(node))
+            .cloned();
+        for node in [&source, &target] {
+            if !self.is_dead(node) {
+                let store = keeper.as_ref() == Some(node);
+                self.tidy(node, store, &images, SHORT_STEP_WITHIN).await?;
+            }
+        }
+        Ok(())
     }
 
     async fn disarm(&mut self, restored: &Restored) -> Result<(), Ended> {

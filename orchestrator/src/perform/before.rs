@@ -1,12 +1,13 @@
 //! Before anything is frozen: is the plan still true, and does the target have the base images?
 
 use orchestrator_core::{
+    id::NodeName,
     migration::{Done, Outcome},
     refusal::Finding,
 };
 use proto::worker::{self as wire, answer, question, step_report, step_request};
 
-use super::{Act, Ended, LONG_STEP_WITHIN, SourceObject};
+use super::{Act, ClusterError, Ended, LONG_STEP_WITHIN, SourceObject};
 
 /// A worker that doesn't answer before the freeze is waited for this long: its pod may just be restarting.
 const WORKER_PATIENCE_MS: u64 = 30_000;
@@ -42,7 +43,7 @@ impl Act<'_> {
         {
             return Ok(Outcome::Failed(reason));
         }
-        self.missing_images().await?;
+        self.missing_images(&self.plan.target).await?;
         Ok(Outcome::Done(Done::Rechecked))
     }
 
@@ -54,24 +55,13 @@ impl Act<'_> {
     /// Already there; or pulled by the target's kubelet with the pod's own secrets; or, the registry being gone,
     /// through the store from the source node, which runs from it.
     async fn prepare_now(&mut self) -> Result<Outcome, Ended> {
-        let mut missing = self.missing_images().await?;
-        let mut pull_error = None;
-        if !missing.is_empty() {
-            let started = self.world.clock.unix_ns();
-            pull_error = self
-                .world
-                .cluster
-                .prepull(self.plan, &self.due.id, &missing)
-                .await
-                .err();
-            self.span("pull base images", started);
-            missing = self.missing_images().await?;
-        }
+        let target = self.plan.target.clone();
+        let (mut missing, pull_error) = self.pull_images(&target).await?;
         if !missing.is_empty() {
             let started = self.world.clock.unix_ns();
             self.send_images(&missing).await?;
             self.span("send base images through the store", started);
-            missing = self.missing_images().await?;
+            missing = self.missing_images(&target).await?;
         }
         if !missing.is_empty() {
             let pull =
@@ -98,11 +88,27 @@ impl Act<'_> {
         Ok(Outcome::Done(Done::Prepared))
     }
 
-    async fn missing_images(&self) -> Result<Vec<String>, Ended> {
+    /// Lets the node pull what it lacks. Gives what it lacks then, and why.
+    pub(super) async fn pull_images(
+        &mut self,
+        node: &NodeName,
+    ) -> Result<(Vec<String>, Option<ClusterError>), Ended> {
+        let missing = self.missing_images(node).await?;
+        if missing.is_empty() {
+            return Ok((missing, None));
+        }
+        let started = self.world.clock.unix_ns();
+        let (plan, id) = (self.plan, &self.due.id);
+        let pulled = self.world.cluster.prepull(plan, id, node, &missing).await;
+        self.span("pull base images", started);
+        Ok((self.missing_images(node).await?, pulled.err()))
+    }
+
+    async fn missing_images(&self, node: &NodeName) -> Result<Vec<String>, Ended> {
         let kind = question::Kind::HasImages(wire::HasImages {
             containers: self.source_pod().containers,
         });
-        match self.ask(&self.plan.target, kind).await? {
+        match self.ask(node, kind).await? {
             answer::Kind::Images(images) => Ok(images.missing),
             answer::Kind::Inspection(_)
             | answer::Kind::HoldState(_)

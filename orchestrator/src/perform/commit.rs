@@ -18,11 +18,12 @@ use std::time::Duration;
 use orchestrator_core::{
     id::{NodeName, PodUid},
     migration::{Done, Image, Outcome, Restored},
+    refusal::Finding,
 };
 use proto::worker::{self as wire, answer, question, step_request, verified_container::Origin};
 use tokio::time::Instant;
 
-use super::{Act, Deletion, Ended, SHORT_STEP_WITHIN, SourceObject, wire_images};
+use super::{Act, Deletion, Ended, RestoredObject, SHORT_STEP_WITHIN, SourceObject, wire_images};
 
 /// How long a confirmation of the hold is trusted: shorter than any reboot.
 pub const HOLD_LEASE: Duration = Duration::from_secs(5);
@@ -42,7 +43,11 @@ impl Act<'_> {
     pub(super) async fn restore(&mut self) -> Result<Outcome, Ended> {
         let target = self.plan.target.clone();
         let images = self.migration.images.clone();
-        let uid = match self.world.cluster.restored(self.plan, &self.due.id).await? {
+        let made = self.world.cluster.restored(self.plan, &self.due.id).await?;
+        if self.is_dead(&target) {
+            return Err(self.without_target(made).await?);
+        }
+        let uid = match made {
             Some(made) if made.deleted_by_user() => return Err(Ended::pod_deleted(self.plan)),
             Some(made) if made.given_up => {
                 let reason = "it was given up before".to_owned();
@@ -58,10 +63,40 @@ impl Act<'_> {
             .map(|restored| Outcome::Done(Done::Restored(restored)))
     }
 
+    /// The target's node is dead by a person's word, so nothing of it runs: that is the proof, whatever it had begun.
+    async fn without_target(&mut self, made: Option<RestoredObject>) -> Result<Ended, Ended> {
+        let word = format!("node {} was declared dead", self.plan.target);
+        if let Some(made) = made {
+            let deleted = self
+                .world
+                .cluster
+                .delete_restored(self.plan, &made.uid, &self.due.id)
+                .await?;
+            if deleted == Deletion::ByUser {
+                return Err(Ended::pod_deleted(self.plan));
+            }
+        } else if !self.is_dead(&self.plan.source)
+            && self.world.cluster.source(self.plan).await? == SourceObject::Present
+        {
+            return Ok(Ended(Outcome::NotBegun(Finding::new(
+                "TargetDeclaredDead",
+                word,
+                "",
+            ))));
+        }
+        Ok(Ended::failed("TargetDeclaredDead", word))
+    }
+
     async fn hand_over(&mut self, target: &NodeName, images: &[Image]) -> Result<PodUid, Ended> {
         let started = self.world.clock.unix_ns();
         let confirmed = Instant::now();
-        let held = self.hold_confirmed().await?;
+        let dead = self.is_dead(&self.plan.source);
+        // A dead node runs nothing, and a person has said so: there is nothing to confirm and no lease to keep.
+        let held = if dead {
+            Ok(())
+        } else {
+            self.hold_confirmed().await?
+        };
         if let Err(lost) = &held
             && self.world.cluster.source(self.plan).await? == SourceObject::Present
         {
@@ -83,7 +118,7 @@ impl Act<'_> {
             // Its object had gone before we asked, by our own hand in an earlier life: its kubelet ends it, and where
             // no hold can be confirmed only the proof that it is gone will do.
             self.destroy_source().await?;
-        } else if confirmed.elapsed() > HOLD_LEASE {
+        } else if !dead && confirmed.elapsed() > HOLD_LEASE {
             return Err(Ended::unknown(
                 "LeaseLapsed",
                 "the hold's confirmation is too old, it is asked for again",

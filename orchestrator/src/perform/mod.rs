@@ -4,7 +4,8 @@
 //! recheck, prepare  (before.rs)   both nodes, base images, our mark on the source's object
 //! hold, deliver     (freeze.rs)   source worker: held and durable; target worker: every byte
 //! restore           (commit.rs)   confirm the hold, delete the source's object, make the target's, prove restored
-//! rescue, retire, release (after.rs)
+//! rescue            (rescue.rs)   on the source's node, the target, or any other, one after the other
+//! retire, release   (after.rs)    tidied up, or undone
 //! ```
 //!
 //! Every step may be performed twice, by two leaders, and may die between any two of its lines: each line asks what
@@ -15,6 +16,7 @@ mod after;
 mod before;
 mod commit;
 mod freeze;
+mod rescue;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
@@ -130,6 +132,8 @@ pub trait Cluster: Send + Sync {
     async fn unmark_source(&self, plan: &Plan, id: &MigrationId) -> Result<(), ClusterError>;
     /// Deletes the source's object for good, that UID and no other.
     async fn delete_source(&self, plan: &Plan, id: &MigrationId) -> Result<Deletion, ClusterError>;
+    /// Nodes other than the plan's two that would take the pod, in a fixed order.
+    async fn other_nodes(&self, plan: &Plan) -> Result<Vec<NodeName>, ClusterError>;
     /// Makes the restored pod on this node, or finds it made.
     async fn create(
         &self,
@@ -144,8 +148,8 @@ pub trait Cluster: Send + Sync {
         plan: &Plan,
         id: &MigrationId,
     ) -> Result<Option<RestoredObject>, ClusterError>;
-    /// Takes the mark off a restored pod: the log knows of it, it is an ordinary pod from now on.
-    async fn release_restored(
+    /// The log knows that this pod was restored: its deletion needs no noticing any more.
+    async fn settle_restored(
         &self,
         plan: &Plan,
         uid: &PodUid,
@@ -158,11 +162,12 @@ pub trait Cluster: Send + Sync {
         uid: &PodUid,
         id: &MigrationId,
     ) -> Result<Deletion, ClusterError>;
-    /// Lets the target's kubelet pull these containers' images with the pod's own secrets; the error is the kubelet's.
+    /// Lets a node's kubelet pull these containers' images with the pod's own secrets; the error is the kubelet's.
     async fn prepull(
         &self,
         plan: &Plan,
         id: &MigrationId,
+        node: &NodeName,
         containers: &[String],
     ) -> Result<(), ClusterError>;
     /// Removes what a pull that died has left. Finding nothing is the rule.
@@ -317,22 +322,6 @@ impl From<ClusterError> for Ended {
     }
 }
 
-impl From<CallError> for Ended {
-    fn from(error: CallError) -> Self {
-        let code = match &error {
-            CallError::NotConnected { .. } => "WorkerNotConnected",
-            CallError::Lost { .. } => "WorkerLost",
-            CallError::TimedOut { .. } => "WorkerTimedOut",
-            CallError::Refused { .. } => "WorkerCannotTell",
-        };
-        Self(Outcome::Unknown(Finding::new(
-            code,
-            error.to_string(),
-            "look at the worker's pod on that node; it is asked again until it answers",
-        )))
-    }
-}
-
 /// One performance of one step.
 struct Act<'a> {
     world: &'a World,
@@ -343,6 +332,34 @@ struct Act<'a> {
 }
 
 impl Act<'_> {
+    fn is_dead(&self, node: &NodeName) -> bool {
+        self.migration.is_dead(node)
+    }
+
+    /// A worker gave no answer: what that leaves unknown, and how it can be settled.
+    fn unreached(&self, node: &NodeName, error: &CallError) -> Ended {
+        let code = match error {
+            CallError::NotConnected { .. } => "WorkerNotConnected",
+            CallError::Lost { .. } => "WorkerLost",
+            CallError::TimedOut { .. } => "WorkerTimedOut",
+            CallError::Refused { .. } => "WorkerCannotTell",
+        };
+        let which = if *node == self.plan.source {
+            "--source-is-dead"
+        } else {
+            "--target-is-dead"
+        };
+        Ended(Outcome::Unknown(Finding::new(
+            code,
+            error.to_string(),
+            format!(
+                "it is asked again until it answers: look at node {node} and its worker's pod; if that node is powered \
+                 off or destroyed, and only then: migrate resolve {} {which}",
+                self.migration.object.name
+            ),
+        )))
+    }
+
     /// Asks a worker for a step; its spans go into the trace.
     async fn step(
         &mut self,
@@ -354,7 +371,8 @@ impl Act<'_> {
             .world
             .nodes
             .step(node, &self.due.id, self.due.revision.0, kind, within)
-            .await?;
+            .await
+            .map_err(|error| self.unreached(node, &error))?;
         self.spans.extend(api::spans(
             node,
             self.world.nodes.clock(node),
@@ -398,7 +416,8 @@ impl Act<'_> {
     }
 
     async fn ask(&self, node: &NodeName, kind: question::Kind) -> Result<answer::Kind, Ended> {
-        Ok(self.world.nodes.ask(node, kind, ASK_WITHIN).await?)
+        let answered = self.world.nodes.ask(node, kind, ASK_WITHIN).await;
+        answered.map_err(|error| self.unreached(node, &error))
     }
 
     /// Notes how long something took that we did ourselves, directly below the phase.

@@ -4,6 +4,7 @@
 //! in which it dies right after it, one in which the answer is lost, and one in which the effect fails; each run must
 //! end, never show two running copies, and never be without both a running copy and a durable checkpoint.
 
+mod dead;
 mod model;
 
 use std::{sync::Arc, time::Duration};
@@ -42,6 +43,10 @@ impl Propose for Log {
             self.model.must_have_nothing_restored_on("node2");
         }
         self.state.send_replace(Arc::new(state));
+    }
+
+    async fn leads(&self) -> bool {
+        true
     }
 }
 
@@ -270,6 +275,17 @@ async fn a_source_found_running_at_the_commit_is_gone_back_to() {
     let ended = run(&model).await;
     assert_eq!(ended.phase, Phase::RolledBack, "{:?}", ended.reason);
     assert!(model.seen().source_runs);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_undo_that_would_let_the_source_die_brings_back_its_checkpoint_instead() {
+    let model = Arc::new(Model::new(None));
+    model.doom();
+    model.fail_next("deliver");
+    let ended = run(&model).await;
+    assert_eq!(ended.phase, Phase::Rescued, "{:?}", ended.reason);
+    let seen = model.seen();
+    assert!(seen.rescued_runs && seen.violations.is_empty(), "{seen:?}");
 }
 
 #[tokio::test(start_paused = true)]

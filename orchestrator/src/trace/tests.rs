@@ -83,6 +83,7 @@ fn migration() -> Migration {
         restored: None,
         unclean: None,
         left_over: None,
+        dead: Default::default(),
         spans: vec![
             span("request", "", "orchestrator", 900, 990),
             span("hold", "", "node1", 2100, 2900),

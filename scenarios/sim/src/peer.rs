@@ -53,6 +53,7 @@ pub struct Peer {
 struct Proposer {
     life: Life,
     proposals: mpsc::Sender<Proposal>,
+    leader: watch::Receiver<bool>,
 }
 
 impl Proposer {
@@ -71,6 +72,11 @@ impl Proposer {
 impl Propose for Proposer {
     async fn propose(&self, command: Command) {
         self.put(command).await;
+    }
+
+    /// By what this peer believes: the worst that a read index could say too late.
+    async fn leads(&self) -> bool {
+        *self.leader.borrow()
     }
 }
 
@@ -135,6 +141,7 @@ impl Peer {
         let proposer = Arc::new(Proposer {
             life: life.clone(),
             proposals,
+            leader: leader.clone(),
         });
         let world = World {
             cluster: Arc::new(WrongCluster {

@@ -186,6 +186,8 @@ impl RaftLog {
             lost,
             snapshot,
             applied,
+            confirmed: _,
+            unconfirmed: _,
         } = output;
         for message in send_now {
             self.send(Inbound::Message(Box::new(message)));

@@ -10,7 +10,7 @@ use clap::Parser;
 use proto::worker::{FromWorker, ToWorker};
 use tokio::sync::mpsc;
 use worker::{
-    agent::{self, EVENTS_MAX, Event, Tools},
+    agent::{self, EVENTS_MAX, Event, LineId, Tools},
     config::Config,
     hold::Holder,
     journal::Journal,
@@ -172,7 +172,8 @@ impl Line {
         mut from_peer: mpsc::Receiver<ToWorker>,
     ) {
         let (outbound, mut said) = mpsc::channel::<FromWorker>(EVENTS_MAX);
-        if self.events.send(Event::Up(outbound)).await.is_err() {
+        let line = LineId(self.sim.with(|inner| inner.truth.count()));
+        if self.events.send(Event::Up(line, outbound)).await.is_err() {
             return;
         }
         let speaking = async {
@@ -190,7 +191,7 @@ impl Line {
                 if !passes(&self.sim, &self.node, peer).await {
                     return;
                 }
-                if self.events.send(Event::Heard(message)).await.is_err() {
+                if self.events.send(Event::Heard(line, message)).await.is_err() {
                     return;
                 }
             }
@@ -202,7 +203,7 @@ impl Line {
         }
         self.sim
             .event(self.life.name(), format_args!("stream to {peer} ends"));
-        let _agent_gone = self.events.send(Event::Down).await;
+        let _agent_gone = self.events.send(Event::Down(line)).await;
     }
 }
 

@@ -55,6 +55,7 @@ impl Nodes for WrongNodes {
                 step_request::Kind::Release(Release {
                     pod: destroy.pod,
                     manifest_key: String::new(),
+                    keep_if_doomed: false,
                 })
             }
             kind => kind,
@@ -179,13 +180,13 @@ impl Cluster for WrongCluster {
         self.cluster.restored(plan, id).await
     }
 
-    async fn release_restored(
+    async fn settle_restored(
         &self,
         plan: &Plan,
         uid: &PodUid,
         id: &MigrationId,
     ) -> Result<(), ClusterError> {
-        self.cluster.release_restored(plan, uid, id).await
+        self.cluster.settle_restored(plan, uid, id).await
     }
 
     async fn delete_restored(
@@ -197,13 +198,18 @@ impl Cluster for WrongCluster {
         self.cluster.delete_restored(plan, uid, id).await
     }
 
+    async fn other_nodes(&self, plan: &Plan) -> Result<Vec<NodeName>, ClusterError> {
+        self.cluster.other_nodes(plan).await
+    }
+
     async fn prepull(
         &self,
         plan: &Plan,
         id: &MigrationId,
+        node: &NodeName,
         containers: &[String],
     ) -> Result<(), ClusterError> {
-        self.cluster.prepull(plan, id, containers).await
+        self.cluster.prepull(plan, id, node, containers).await
     }
 
     async fn remove_prepull(&self, plan: &Plan, id: &MigrationId) -> Result<(), ClusterError> {

@@ -4,6 +4,7 @@
 //! builds on the lab of that name and starts it when it isn't up.
 
 mod pod;
+mod raft;
 mod recipe;
 
 use crate::deploy;
@@ -18,6 +19,7 @@ use std::fs;
 use std::path::Path;
 
 pub use pod::{bench as pod, check_runs};
+pub use raft::bench as raft;
 
 const NODES: u8 = 2;
 

@@ -37,9 +37,12 @@ pub struct Taken {
     pod: f64,
 }
 
+/// What a part is called, and how long it took.
+type Part = (&'static str, fn(&Taken) -> f64);
+
 impl Taken {
     /// The steps, for a table.
-    pub const PARTS: &[(&str, fn(&Self) -> f64)] = &[
+    pub const PARTS: &[Part] = &[
         ("kubelet checkpoint", |taken| taken.checkpoint),
         ("buildah: from, add, config, commit", |taken| taken.build),
         ("buildah push", |taken| taken.push),

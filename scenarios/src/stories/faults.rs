@@ -6,7 +6,10 @@ use serde_json::{Value, json};
 
 use super::{
     Stage, Story,
-    harm::{Changed, Killed, Stopped, all_well, nothing_left, process, renew_worker},
+    harm::{
+        Changed, Killed, LAME_CRIU, Stopped, WHOLE_CRIU, all_well, nothing_left, process,
+        renew_worker,
+    },
     journey::{Journey, Seen},
     stage::Migrated,
     witness::Witness,
@@ -175,16 +178,7 @@ fn restore_made_to_fail(stage: &Stage) -> Result<()> {
     let mut journey = Journey::begin(stage, "ledger", "node2", &[])?;
     // By then the target was found able, as it is on a good day.
     journey.reaches("Holding")?;
-    // It still says its version, or the worker, which looks every 30 s, would rightly refuse the migration.
-    let lame = "criu=$(command -v criu); cp -a $criu $criu.whole; \
-                printf '#!/bin/sh\\ncase \"$*\" in *version*) exec %s.whole \"$@\";; esac\\nexit 1\\n' $criu > $criu.lame; \
-                chmod 755 $criu.lame; mv $criu.lame $criu";
-    let broken = Changed::node(
-        stage,
-        2,
-        lame,
-        "criu=$(command -v criu); mv $criu.whole $criu",
-    )?;
+    let broken = Changed::node(stage, 2, LAME_CRIU, WHOLE_CRIU)?;
     let (Migrated { code, text }, ended) = journey.end()?;
     drop(broken);
     if code != 3 || ended.phase() != "Rescued" {

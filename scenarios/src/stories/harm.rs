@@ -15,7 +15,7 @@ use std::{
 use super::Stage;
 use crate::{
     cgroup,
-    deploy::NAMESPACE,
+    deploy::{NAMESPACE, PEER_COUNT},
     node::{self, Program},
     process::{self, wait_for},
     s3,
@@ -24,7 +24,7 @@ use crate::{
 };
 
 /// What the lab's programs need to end or to begin.
-const MENDED_WITHIN: Duration = Duration::from_secs(60);
+pub const MENDED_WITHIN: Duration = Duration::from_secs(60);
 /// Leftovers of an undone migration are cleared away behind the user's back, within this.
 const CLEARED_WITHIN: Duration = Duration::from_secs(40);
 
@@ -162,6 +162,14 @@ impl Drop for Killed<'_> {
     }
 }
 
+/// A CRIU that restores and dumps nothing. It still says its version, or the worker, which looks every 30 s, would
+/// rightly refuse the migration.
+pub const LAME_CRIU: &str = "criu=$(command -v criu); cp -a $criu $criu.whole; \
+     printf '#!/bin/sh\\ncase \"$*\" in *version*) exec %s.whole \"$@\";; esac\\nexit 1\\n' $criu > $criu.lame; \
+     chmod 755 $criu.lame; mv $criu.lame $criu";
+/// Undoes that.
+pub const WHOLE_CRIU: &str = "criu=$(command -v criu); mv $criu.whole $criu";
+
 /// Something done in a node by a shell command, undone by another when dropped.
 pub struct Changed<'a> {
     stage: &'a Stage,
@@ -217,7 +225,7 @@ pub fn all_well(stage: &Stage) -> Result<()> {
         let nodes = stage.cluster.json(&["get", "migrationnodes"])?;
         let nodes = nodes["items"].as_array().cloned().unwrap_or_default();
         let wanted = usize::from(stage.lab.site.nodes);
-        let well = pods.len() == wanted + 1
+        let well = pods.len() == wanted + usize::from(PEER_COUNT)
             && pods.iter().all(is_ready)
             && nodes.len() == wanted
             && nodes.iter().all(|node| {

@@ -4,13 +4,13 @@
 use anyhow::{Context, Result, anyhow, bail};
 use serde_json::Value;
 use std::{
-    process::{Child, Command, Stdio},
+    process::Command,
     sync::mpsc::{Receiver, channel},
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 
-use super::{Stage, stage::Migrated};
+use super::{Stage, stage::Migrated, watch::Watch};
 use crate::process;
 
 /// A phase that is to come, comes within this; the slowest waits for a budget of a few seconds to run out.
@@ -25,9 +25,9 @@ const ENDS: [&str; 5] = ["Succeeded", "RolledBack", "Rescued", "Refused", "Aband
 /// One migration.
 pub struct Journey<'a> {
     stage: &'a Stage,
-    watch: Child,
+    _watch: Watch,
     news: Receiver<Seen>,
-    command: JoinHandle<Result<Migrated>>,
+    command: Option<JoinHandle<Result<Migrated>>>,
     seen: Option<Seen>,
 }
 
@@ -35,31 +35,28 @@ impl<'a> Journey<'a> {
     /// Asks for it, with more flags if need be.
     pub fn begin(stage: &'a Stage, pod: &str, to: &str, flags: &[&str]) -> Result<Self> {
         let known: Vec<String> = stage.migrations()?.iter().map(name_of).collect();
-        let mut watch = stage.cluster.kubectl();
-        watch.args(["-n", &stage.namespace, "get", "podmigrations", "--watch"]);
-        watch.args(["-o", "json"]);
-        let mut watch = watch
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .stdin(Stdio::null())
-            .spawn()
-            .context("watch the migrations")?;
-        let lines = watch.stdout.take().context("read what is watched")?;
+        let (cluster, namespace) = (stage.cluster.clone(), stage.namespace.clone());
+        let objects = move || {
+            let mut watch = cluster.kubectl();
+            watch.args(["-n", &namespace, "get", "podmigrations", "--watch"]);
+            watch.args(["-o", "json"]);
+            watch
+        };
         let (sender, news) = channel();
-        thread::spawn(move || {
+        let watch = Watch::of(objects, move |lines| {
             // One object after the other, at every change.
             let objects = serde_json::Deserializer::from_reader(lines).into_iter::<Value>();
-            for seen in objects.map_while(Result::ok).map(Seen) {
-                if !known.contains(&name_of(&seen.0)) && sender.send(seen).is_err() {
-                    return;
-                }
+            let objects = objects.map_while(Result::ok).map(Seen);
+            for seen in objects.filter(|seen| !known.contains(&name_of(&seen.0))) {
+                // Nobody listens any more: it is dropped soon.
+                let _ = sender.send(seen);
             }
         });
         let mut command = stage.migrate_command(&[&["pod", pod, "--to", to], flags].concat());
-        let command = thread::spawn(move || finish(&mut command));
+        let command = Some(thread::spawn(move || finish(&mut command)));
         Ok(Self {
             stage,
-            watch,
+            _watch: watch,
             news,
             command,
             seen: None,
@@ -104,19 +101,34 @@ impl<'a> Journey<'a> {
             .json(&["-n", &self.stage.namespace, "get", "podmigration", name])
     }
 
+    /// Has the command said how it ended?
+    pub fn has_ended(&self) -> bool {
+        self.command.as_ref().is_none_or(JoinHandle::is_finished)
+    }
+
+    /// Waits for that; false when it takes longer.
+    pub fn ends_within(&self, within: Duration) -> bool {
+        let began = Instant::now();
+        while !self.has_ended() && began.elapsed() < within {
+            thread::sleep(NEWS_WITHIN);
+        }
+        self.has_ended()
+    }
+
     /// Waits for the end: what the command said, and what was last seen of the object, which an abort deletes.
     pub fn end(mut self) -> Result<(Migrated, Seen)> {
-        let ended = self
-            .command
+        let command = self.command.take().context("it is waited for once")?;
+        let ended = command
             .join()
             .unwrap_or_else(|_| Err(anyhow!("waiting for migrate panicked")));
-        let mut last = self.seen.take();
         while let Ok(seen) = self.news.recv_timeout(NEWS_WITHIN) {
-            last = Some(seen);
+            self.seen = Some(seen);
         }
-        // Nothing is left of it either way.
-        let _ = self.watch.kill();
-        let _ = self.watch.wait();
+        // The news may have had a gap; deleted, the last that was seen is all there is.
+        let last = match self.object() {
+            Ok(object) => Some(Seen(object)),
+            Err(_) => self.seen.take(),
+        };
         Ok((ended?, last.context("the migration was not seen")?))
     }
 }
@@ -145,6 +157,11 @@ impl Seen {
     /// Where it stood: at the end, how it ended.
     pub fn phase(&self) -> &str {
         self.0["status"]["phase"].as_str().unwrap_or_default()
+    }
+
+    /// Paused until restored, as the status has it.
+    pub fn freeze(&self) -> Option<&str> {
+        self.0["status"]["freeze"].as_str()
     }
 
     /// Why it was undone.

@@ -7,19 +7,23 @@
 
 mod client;
 mod faults;
-mod faults_kills;
 mod faults_users;
 mod good;
 mod ground;
 mod harm;
 mod journey;
+mod matrix;
+mod peers;
 mod refusals;
+mod replication;
 mod stage;
+mod watch;
 mod witness;
 
 use anyhow::Result;
 use std::time::{Duration, Instant};
 
+pub use matrix::{FROM_DEBIAN, faults};
 pub use stage::Stage;
 
 /// One story.
@@ -37,7 +41,12 @@ pub fn all() -> Vec<Story> {
     let mut all = good_days();
     all.extend(faults::stories());
     all.extend(faults_users::stories());
-    all.extend(faults_kills::stories());
+    all.extend(replication::stories());
+    all.push(Story {
+        name: "fault-matrix",
+        about: "whatever breaks in whatever phase: no number is lost, none is answered by two copies",
+        tell: matrix::choice,
+    });
     all
 }
 

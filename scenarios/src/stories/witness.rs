@@ -7,12 +7,12 @@
 //! at any time. A moved pod has another address each time, and an address that was left is asked on to the end: a
 //! source that woke up again would be caught. At the end the pod must answer, and its own book be whole.
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use std::{
     collections::BTreeMap,
     io::{BufRead, BufReader},
     net::{IpAddr, SocketAddr},
-    process::{Child, ChildStdout, Stdio},
+    process::ChildStdout,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -21,7 +21,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use super::Stage;
+use super::{Stage, watch::Watch};
 use crate::{http, process::wait_for};
 
 /// Between two questions to one address: the ledger counts every 10 ms.
@@ -47,7 +47,7 @@ type Book = Arc<Mutex<Vec<Seen>>>;
 pub struct Witness<'a> {
     stage: &'a Stage,
     pod: String,
-    watch: Child,
+    _watch: Watch,
     stop: Arc<AtomicBool>,
     seen: Book,
 }
@@ -55,37 +55,38 @@ pub struct Witness<'a> {
 impl<'a> Witness<'a> {
     /// Watches the ledger in this pod, and returns once it has answered.
     pub fn of(stage: &'a Stage, pod: &str) -> Result<Self> {
-        let mut watch = stage.cluster.kubectl();
-        let lines = r#"jsonpath={.metadata.name}{" "}{.status.podIP}{"\n"}"#;
-        watch.args(["-n", &stage.namespace, "get", "pods", "--watch"]);
-        watch.args(["-o", lines]);
-        let mut watch = watch
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .stdin(Stdio::null())
-            .spawn()
-            .context("watch the pods")?;
-        let news = watch.stdout.take().context("read what is watched")?;
+        let (cluster, namespace) = (stage.cluster.clone(), stage.namespace.clone());
+        let pods = move || {
+            let lines = r#"jsonpath={.metadata.name}{" "}{.status.podIP}{"\n"}"#;
+            let mut watch = cluster.kubectl();
+            watch.args(["-n", &namespace, "get", "pods", "--watch", "-o", lines]);
+            watch
+        };
+        let (stop, seen) = (Arc::new(AtomicBool::new(false)), Book::default());
+        let mut known = Vec::new();
+        let watch = Watch::of(pods, {
+            let (name, stop, seen) = (pod.to_owned(), Arc::clone(&stop), Arc::clone(&seen));
+            move |news| follow(news, &name, &mut known, &stop, &seen)
+        });
         let witness = Self {
             stage,
             pod: pod.to_owned(),
-            watch,
-            stop: Arc::default(),
-            seen: Arc::default(),
+            _watch: watch,
+            stop,
+            seen,
         };
-        let (name, stop, seen) = (
-            pod.to_owned(),
-            Arc::clone(&witness.stop),
-            Arc::clone(&witness.seen),
-        );
-        thread::spawn(move || follow(news, &name, &stop, &seen));
         witness.alive_after(now_ms())?;
         Ok(witness)
     }
 
     /// When the ledger first answered a question that was asked after this instant; waits for it.
     pub fn alive_after(&self, from_ms: u64) -> Result<u64> {
-        wait_for("the ledger to answer", ALIVE_WITHIN, || {
+        self.alive_within(from_ms, ALIVE_WITHIN)
+    }
+
+    /// The same, with a patience of one's own.
+    pub fn alive_within(&self, from_ms: u64, within: Duration) -> Result<u64> {
+        wait_for("the ledger to answer", within, || {
             let seen = self.lock();
             let after = seen.iter().filter(|seen| seen.asked_ms >= from_ms);
             Ok(after.map(|seen| seen.answered_ms).min())
@@ -145,15 +146,17 @@ impl<'a> Witness<'a> {
 impl Drop for Witness<'_> {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
-        // Ended already, or ended now: nothing else is left of it either way.
-        let _ = self.watch.kill();
-        let _ = self.watch.wait();
     }
 }
 
 /// Starts an asker for every address the pod ever has.
-fn follow(news: ChildStdout, pod: &str, stop: &Arc<AtomicBool>, seen: &Book) {
-    let mut known = Vec::new();
+fn follow(
+    news: ChildStdout,
+    pod: &str,
+    known: &mut Vec<IpAddr>,
+    stop: &Arc<AtomicBool>,
+    seen: &Book,
+) {
     for line in BufReader::new(news).lines().map_while(Result::ok) {
         let Some((name, ip)) = line.split_once(' ') else {
             continue;

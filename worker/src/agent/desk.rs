@@ -5,7 +5,7 @@ use std::collections::{HashMap, VecDeque};
 use proto::worker::{StepReport, StepRequest, step_report::Outcome};
 use tokio_util::sync::CancellationToken;
 
-use super::perform;
+use super::{LineId, perform};
 use crate::journal::{Memory, StepKey, StepKind};
 
 /// What to do with a request.
@@ -21,11 +21,20 @@ pub(super) enum Verdict {
     Begin(Box<Work>),
 }
 
+/// Who asked: a call of a line. Another line may use the same number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Asker {
+    /// The line it came by.
+    pub line: LineId,
+    /// Its number there.
+    pub call: u64,
+}
+
 /// A step that is wanted.
 #[derive(Clone, Debug)]
 pub(super) struct Work {
-    /// Who wants its report; nobody after the stream was lost.
-    pub call: Option<u64>,
+    /// Who wants its report; nobody after the line was lost.
+    pub asker: Option<Asker>,
     /// The words of the orchestrator.
     pub request: StepRequest,
     /// Cancelled when a newer step of the same migration waits for this one.
@@ -45,12 +54,19 @@ struct Lane {
 }
 
 impl Desk {
-    /// Decides about a request.
-    pub fn arrive(&mut self, key: &StepKey, request: StepRequest, memory: &Memory) -> Verdict {
+    /// Decides about a request that came by a line.
+    pub fn arrive(
+        &mut self,
+        line: LineId,
+        key: &StepKey,
+        request: StepRequest,
+        memory: &Memory,
+    ) -> Verdict {
         let call = request.call;
+        let asker = Some(Asker { line, call });
         let lane = self.lanes.entry(key.migration.clone()).or_default();
         if let Some(work) = lane.find(key) {
-            work.call = Some(call);
+            work.asker = asker;
             return Verdict::Joined;
         }
         if memory.is_stale(&key.migration, key.revision) || lane.has_newer(key) {
@@ -62,7 +78,7 @@ impl Desk {
             return Verdict::Answer(Box::new(StepReport { call, ..report }));
         }
         let work = Work {
-            call: Some(call),
+            asker,
             request,
             superseded: CancellationToken::new(),
         };
@@ -82,23 +98,32 @@ impl Desk {
     }
 
     /// A step has ended: who wants its report, and which step of the migration is to arrive again now.
-    pub fn finish(&mut self, key: &StepKey) -> (Option<u64>, Option<Work>) {
+    pub fn finish(&mut self, key: &StepKey) -> (Option<Asker>, Option<Work>) {
         let Some(lane) = self.lanes.get_mut(&key.migration) else {
             return (None, None);
         };
-        let call = lane.under_way.take().and_then(|(_, work)| work.call);
+        let asker = lane.under_way.take().and_then(|(_, work)| work.asker);
         let next = lane.waiting.pop_front().map(|(_, work)| work);
         self.drop_if_idle(&key.migration);
-        (call, next)
+        (asker, next)
     }
 
-    /// The stream is gone, and with it everybody who asked. Steps that had not begun are asked for again by who still
+    /// By which line the step under way for a migration was asked for last.
+    pub fn listener(&self, migration: &str) -> Option<LineId> {
+        let (_, work) = self.lanes.get(migration)?.under_way.as_ref()?;
+        work.asker.map(|asker| asker.line)
+    }
+
+    /// A line is gone, and with it whoever asked by it. Steps that had not begun are asked for again by who still
     /// wants them.
-    pub fn forget_calls(&mut self) {
+    pub fn forget_calls(&mut self, line: LineId) {
+        let by_it = |work: &Work| work.asker.is_some_and(|asker| asker.line == line);
         for lane in self.lanes.values_mut() {
-            lane.waiting.clear();
-            if let Some((_, work)) = &mut lane.under_way {
-                work.call = None;
+            lane.waiting.retain(|(_, work)| !by_it(work));
+            if let Some((_, work)) = &mut lane.under_way
+                && by_it(work)
+            {
+                work.asker = None;
             }
         }
     }
@@ -189,14 +214,24 @@ mod tests {
         }
     }
 
+    const LINE: LineId = LineId(1);
+
+    fn by(call: u64) -> Option<Asker> {
+        Some(Asker { line: LINE, call })
+    }
+
     fn ask(desk: &mut Desk, memory: &Memory, call: u64, key: &StepKey) -> Verdict {
+        ask_by(LINE, desk, memory, call, key)
+    }
+
+    fn ask_by(line: LineId, desk: &mut Desk, memory: &Memory, call: u64, key: &StepKey) -> Verdict {
         let request = StepRequest {
             call,
             migration_id: "m".into(),
             revision: key.revision,
             kind: None,
         };
-        desk.arrive(key, request, memory)
+        desk.arrive(line, key, request, memory)
     }
 
     fn finished(key: &StepKey, outcome: Outcome) -> Memory {
@@ -222,7 +257,7 @@ mod tests {
             Verdict::Begin(_)
         ));
         assert!(matches!(ask(&mut desk, &memory, 2, &hold), Verdict::Joined));
-        assert_eq!(desk.finish(&hold).0, Some(2));
+        assert_eq!(desk.finish(&hold).0, by(2));
     }
 
     #[test]
@@ -294,7 +329,7 @@ mod tests {
         ask(&mut desk, &memory, 2, &key(7, StepKind::Release));
         assert!(work.superseded.is_cancelled());
         let (call, next) = desk.finish(&key(5, StepKind::Hold));
-        assert_eq!(call, Some(1));
+        assert_eq!(call, by(1));
         assert_eq!(next.unwrap().request.call, 2);
     }
 
@@ -312,7 +347,7 @@ mod tests {
             ..StepRequest::default()
         };
         assert!(matches!(
-            desk.arrive(&other, request, &memory),
+            desk.arrive(LINE, &other, request, &memory),
             Verdict::Begin(_)
         ));
     }
@@ -321,9 +356,25 @@ mod tests {
     fn after_a_lost_stream_a_step_goes_on_without_a_listener_until_it_is_asked_for_again() {
         let (mut desk, memory, hold) = (Desk::default(), Memory::default(), key(5, StepKind::Hold));
         ask(&mut desk, &memory, 1, &hold);
-        desk.forget_calls();
+        desk.forget_calls(LINE);
         assert!(matches!(ask(&mut desk, &memory, 1, &hold), Verdict::Joined));
-        desk.forget_calls();
+        desk.forget_calls(LINE);
         assert_eq!(desk.finish(&hold).0, None);
+    }
+
+    #[test]
+    fn a_new_leader_on_another_line_takes_over_and_the_old_ones_line_may_go() {
+        let (mut desk, memory, hold) = (Desk::default(), Memory::default(), key(5, StepKind::Hold));
+        ask(&mut desk, &memory, 1, &hold);
+        let other = LineId(2);
+        let verdict = ask_by(other, &mut desk, &memory, 1, &hold);
+        assert!(matches!(verdict, Verdict::Joined));
+        assert_eq!(desk.listener("m"), Some(other));
+        desk.forget_calls(LINE);
+        let takes = Some(Asker {
+            line: other,
+            call: 1,
+        });
+        assert_eq!(desk.finish(&hold).0, takes);
     }
 }

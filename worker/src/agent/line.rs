@@ -1,10 +1,14 @@
-//! The line to the orchestrator: dialled again and again, never given up.
+//! A line to one peer of the orchestrator: dialled again and again.
 //!
 //! Authority, token and address are looked up at every dial, since all of them change while we run.
 
-use std::time::Duration;
+use std::{
+    collections::BTreeSet,
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
 
-use proto::worker::orchestrator_client::OrchestratorClient;
+use proto::worker::{PeersRequest, orchestrator_client::OrchestratorClient};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{
@@ -13,14 +17,15 @@ use tonic::{
     transport::{Certificate, Channel, ClientTlsConfig, Endpoint},
 };
 
-use super::{Event, hello};
+use super::{Event, LineId, hello};
 use crate::{
     config::Config,
     journal::{Journal, JournalError},
 };
 
 const BACKOFF_MIN: Duration = Duration::from_millis(200);
-const BACKOFF_MAX: Duration = Duration::from_secs(5);
+/// A peer that comes back may lead soon.
+const BACKOFF_MAX: Duration = Duration::from_secs(2);
 /// A dead peer is noticed after the sum of both: well before a hold's lease could matter to anybody.
 const KEEPALIVE_EVERY: Duration = Duration::from_secs(2);
 const KEEPALIVE_ANSWER_MAX: Duration = Duration::from_secs(3);
@@ -30,7 +35,7 @@ const OUTBOUND_MAX: usize = 256;
 
 /// Why there is no line.
 #[derive(Debug, thiserror::Error)]
-enum LineError {
+pub(super) enum LineError {
     #[error("read {}: {source}", path.display())]
     Read {
         path: std::path::PathBuf,
@@ -49,85 +54,129 @@ enum LineError {
     Journal(#[from] JournalError),
 }
 
-/// Keeps the line until the agent is gone.
-pub(super) async fn keep(
-    config: Config,
-    journal: Journal,
-    boot_id: String,
-    events: mpsc::Sender<Event>,
-) {
-    let mut backoff = BACKOFF_MIN;
-    while !events.is_closed() {
-        match hold_line(&config, &journal, &boot_id, &events).await {
-            // It was up: what comes next is a new attempt and not a repeated one.
-            Ok(()) => {
-                backoff = BACKOFF_MIN;
-                tracing::warn!("the stream to the orchestrator ended");
-            }
-            Err(error) => {
-                tracing::warn!(%error, retry_ms = backoff.as_millis(), "no line to the orchestrator")
-            }
-        }
-        tokio::time::sleep(backoff).await;
-        backoff = (backoff * 2).min(BACKOFF_MAX);
-    }
+/// What dials.
+#[derive(Clone)]
+pub(super) struct Dialer {
+    pub(super) config: Config,
+    pub(super) journal: Journal,
+    pub(super) boot_id: String,
+    pub(super) events: mpsc::Sender<Event>,
 }
 
-/// Dials and listens. Ok: there was a stream, and it ended.
-async fn hold_line(
-    config: &Config,
-    journal: &Journal,
-    boot_id: &str,
-    events: &mpsc::Sender<Event>,
-) -> Result<(), LineError> {
-    let channel = dial(config).await?;
-    let (outbound, messages) = mpsc::channel(OUTBOUND_MAX);
-    let hello = hello(config, journal, boot_id).await?;
-    // Before the call: the orchestrator may read it before it answers.
-    outbound
-        .try_send(hello)
-        .expect("a new channel has room for one message");
-    let mut request = Request::new(ReceiverStream::new(messages));
-    request
-        .metadata_mut()
-        .insert("authorization", bearer(config).await?);
-    let refused = |status| LineError::Refused {
-        status: Box::new(status),
-    };
-    let mut inbound = OrchestratorClient::new(channel)
-        .attach(request)
-        .await
-        .map_err(refused)?
-        .into_inner();
-    let _agent_gone = events.send(Event::Up(outbound)).await;
-    loop {
-        match inbound.message().await {
-            Ok(Some(message)) => {
-                if events.send(Event::Heard(message)).await.is_err() {
+/// Names of lines. One process has one agent.
+static LINES: AtomicU64 = AtomicU64::new(1);
+
+impl Dialer {
+    /// Keeps a line to the peer at this `host:port` until the agent is gone, or this is dropped.
+    pub(super) async fn keep(self, address: String) {
+        let mut backoff = BACKOFF_MIN;
+        while !self.events.is_closed() {
+            match self.hold_line(&address).await {
+                // It was up: what comes next is a new attempt and not a repeated one.
+                Ok(()) => {
+                    backoff = BACKOFF_MIN;
+                    tracing::warn!(address, "a stream to the orchestrator ended");
+                }
+                Err(error) => {
+                    tracing::warn!(address, %error, retry_ms = backoff.as_millis(), "no line to a peer of the orchestrator")
+                }
+            }
+            tokio::time::sleep(backoff).await;
+            backoff = (backoff * 2).min(BACKOFF_MAX);
+        }
+    }
+
+    /// Dials and listens. Ok: there was a stream, and it ended.
+    async fn hold_line(&self, address: &str) -> Result<(), LineError> {
+        let channel = dial(&self.config, &self.url(address)).await?;
+        let (outbound, messages) = mpsc::channel(OUTBOUND_MAX);
+        let hello = hello(&self.config, &self.journal, &self.boot_id).await?;
+        // Before the call: the orchestrator may read it before it answers.
+        outbound
+            .try_send(hello)
+            .expect("a new channel has room for one message");
+        let request = self.request(ReceiverStream::new(messages)).await?;
+        let mut inbound = OrchestratorClient::new(channel)
+            .attach(request)
+            .await
+            .map_err(refused)?
+            .into_inner();
+        let line = LineId(LINES.fetch_add(1, Ordering::Relaxed));
+        // Whatever ends this, an address that is no peer's any more too, the agent hears of it.
+        let _down = Down {
+            line,
+            events: self.events.clone(),
+        };
+        let _agent_gone = self.events.send(Event::Up(line, outbound)).await;
+        loop {
+            match inbound.message().await {
+                Ok(Some(message)) => {
+                    let heard = Event::Heard(line, message);
+                    if self.events.send(heard).await.is_err() {
+                        return Ok(());
+                    }
+                }
+                Ok(None) => return Ok(()),
+                Err(status) => {
+                    let reason = status.message();
+                    tracing::warn!(address, reason, "a stream to the orchestrator broke");
                     return Ok(());
                 }
             }
-            Ok(None) => break,
-            Err(status) => {
-                tracing::warn!(
-                    reason = status.message(),
-                    "the stream to the orchestrator broke"
-                );
-                break;
-            }
         }
     }
-    let _agent_gone = events.send(Event::Down).await;
-    Ok(())
+
+    /// Asks whoever answers at the orchestrator's address where all peers are.
+    pub(super) async fn peers(&self) -> Result<BTreeSet<String>, LineError> {
+        let channel = dial(&self.config, &self.config.orchestrator).await?;
+        let request = self.request(PeersRequest {}).await?;
+        let asked = OrchestratorClient::new(channel).peers(request).await;
+        let peers = asked.map_err(refused)?.into_inner().peers;
+        Ok(peers.into_iter().map(|peer| peer.address).collect())
+    }
+
+    async fn request<T>(&self, body: T) -> Result<Request<T>, LineError> {
+        let mut request = Request::new(body);
+        let bearer = bearer(&self.config).await?;
+        request.metadata_mut().insert("authorization", bearer);
+        Ok(request)
+    }
+
+    /// A peer's address is reached as the orchestrator's is.
+    fn url(&self, address: &str) -> String {
+        match self.config.orchestrator.split_once("://") {
+            Some((scheme, _)) => format!("{scheme}://{address}"),
+            None => address.to_owned(),
+        }
+    }
 }
 
-async fn dial(config: &Config) -> Result<Channel, LineError> {
-    let address = &config.orchestrator;
+struct Down {
+    line: LineId,
+    events: mpsc::Sender<Event>,
+}
+
+impl Drop for Down {
+    fn drop(&mut self) {
+        let (line, events) = (self.line, self.events.clone());
+        tokio::spawn(async move {
+            let _agent_gone = events.send(Event::Down(line)).await;
+        });
+    }
+}
+
+fn refused(status: Status) -> LineError {
+    LineError::Refused {
+        status: Box::new(status),
+    }
+}
+
+async fn dial(config: &Config, address: &str) -> Result<Channel, LineError> {
     let failed = |source| LineError::Dial {
-        address: address.clone(),
+        address: address.to_owned(),
         source,
     };
-    let mut endpoint = Endpoint::from_shared(address.clone())
+    let mut endpoint = Endpoint::from_shared(address.to_owned())
         .map_err(failed)?
         .connect_timeout(CONNECT_MAX)
         .http2_keep_alive_interval(KEEPALIVE_EVERY)

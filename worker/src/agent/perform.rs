@@ -170,8 +170,7 @@ impl Performer {
                 held.map_or_else(of_hold, |held| Ended::Done(Some(StepResult::Held(held))))
             }
             Kind::Release(release) => {
-                let pod = release.pod.clone().unwrap_or_default();
-                let released = self.holder.release(migration, &pod, timeline).await;
+                let released = self.holder.release(migration, release, timeline).await;
                 released.map_or_else(in_doubt, |released| {
                     Ended::Done(Some(StepResult::Released(released)))
                 })

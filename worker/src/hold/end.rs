@@ -5,7 +5,7 @@ use std::{
     time::{Duration, UNIX_EPOCH},
 };
 
-use proto::worker::{Pod, Released};
+use proto::worker::{Pod, Release, Released};
 
 use super::{HoldError, Holder, Sight, Timeline, see};
 use crate::{
@@ -34,9 +34,10 @@ impl Holder {
     pub async fn release(
         &self,
         migration: &str,
-        pod: &Pod,
+        request: &Release,
         timeline: &mut Timeline,
     ) -> Result<Released, HoldError> {
+        let pod = &request.pod.clone().unwrap_or_default();
         let start = self.node.unix_ns();
         let hold = self.journal.recall().await?.migration(migration).hold;
         for container in &pod.containers {
@@ -45,6 +46,16 @@ impl Holder {
                     container: container.name.clone(),
                 });
             }
+        }
+        if request.keep_if_doomed
+            && let Some(detail) = self.doomed(pod).await?
+        {
+            return Ok(Released {
+                was_held: true,
+                doomed: true,
+                detail,
+                ..Released::default()
+            });
         }
         let was_frozen = self.thaw(&pod.uid).await?;
         let seen = see(self.node.as_ref(), &pod.uid).await?;
@@ -81,7 +92,32 @@ impl Holder {
             running: detail.is_empty(),
             detail,
             resumed_unix_ns,
+            doomed: false,
         })
+    }
+
+    /// Why a thaw would not let the pod go on as it was: a container was killed under the hold, or will be by the signal
+    /// that waits in it. Only while the outer lock is there: behind it nothing has run since the checkpoint.
+    async fn doomed(&self, pod: &Pod) -> Result<Option<String>, HoldError> {
+        let Some(cgroup) = self.node.find_cgroup(&pod.uid)? else {
+            return Ok(None);
+        };
+        if !self.node.is_frozen(&cgroup, &pod.uid)? {
+            return Ok(None);
+        }
+        let seen = see(self.node.as_ref(), &pod.uid).await?;
+        for container in &pod.containers {
+            let task = seen.task(&container.container_id);
+            let fate = match task.map(|task| task.state) {
+                None | Some(TaskState::Stopped) => "was ended while it was held",
+                Some(_) if task.is_some_and(|task| self.node.end_is_pending(task.pid)) => {
+                    "would be ended by the signal that waits in it"
+                }
+                Some(_) => continue,
+            };
+            return Ok(Some(format!("container {} {fate}", container.name)));
+        }
+        Ok(None)
     }
 
     /// Undoes lock 1. A dump that was ended midway leaves the container thawed while containerd still counts it as

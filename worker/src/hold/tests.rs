@@ -115,8 +115,17 @@ impl Bench {
     }
 
     async fn release(&self) -> proto::worker::Released {
+        self.release_unless(false).await
+    }
+
+    async fn release_unless(&self, keep_if_doomed: bool) -> proto::worker::Released {
+        let request = proto::worker::Release {
+            pod: Some(pod()),
+            manifest_key: String::new(),
+            keep_if_doomed,
+        };
         self.holder
-            .release("m", &pod(), &mut Timeline::default())
+            .release("m", &request, &mut Timeline::default())
             .await
             .unwrap()
     }
@@ -347,6 +356,30 @@ async fn a_container_that_an_ended_dump_left_thawed_is_resumed_all_the_same() {
     bench.shared.world().thawed = Some("id-web".to_owned());
     let released = bench.release().await;
     assert!(released.was_held && released.running, "{released:?}");
+}
+
+#[tokio::test]
+async fn a_pod_that_a_thaw_would_kill_stays_held_where_its_checkpoint_is_wanted_instead() {
+    let bench = Bench::new();
+    bench.hold().await.unwrap();
+    bench.the_kubelet_ends_it();
+    let kept = bench.release_unless(true).await;
+    assert!(kept.doomed && !kept.running, "{kept:?}");
+    assert_eq!(bench.shared.freezer(), "FROZEN");
+    let released = bench.release_unless(false).await;
+    assert!(!released.doomed && released.was_held, "{released:?}");
+    assert_eq!(bench.shared.freezer(), "THAWED");
+    // Thawed, it has run: whatever waits in it now, the checkpoint is old.
+    let again = bench.release_unless(true).await;
+    assert!(!again.doomed, "{again:?}");
+}
+
+#[tokio::test]
+async fn a_held_pod_that_nothing_threatens_is_released_though_it_could_be_kept() {
+    let bench = Bench::new();
+    bench.hold().await.unwrap();
+    let released = bench.release_unless(true).await;
+    assert!(released.running && !released.doomed, "{released:?}");
 }
 
 #[tokio::test]

@@ -8,8 +8,8 @@
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use proto::worker::{
-    Answer, FromWorker, Hello, Inventory, Question, StepReport, StepRequest, ToWorker, Welcome,
-    from_worker,
+    Answer, FromWorker, Hello, Inventory, PeerAddress, PeersReply, PeersRequest, Question,
+    StepReport, StepRequest, ToWorker, Welcome, from_worker,
     orchestrator_server::{Orchestrator, OrchestratorServer},
     question, step_request, to_worker,
 };
@@ -32,6 +32,7 @@ pub struct Desk {
 }
 
 struct Service {
+    address: SocketAddr,
     heard: mpsc::Sender<from_worker::Kind>,
     line: Line,
 }
@@ -73,18 +74,25 @@ impl Orchestrator for Service {
         });
         Ok(Response::new(ReceiverStream::new(messages)))
     }
+
+    async fn peers(&self, _: Request<PeersRequest>) -> Result<Response<PeersReply>, Status> {
+        let address = self.address.to_string();
+        let peers = vec![PeerAddress { id: 1, address }];
+        Ok(Response::new(PeersReply { peers }))
+    }
 }
 
 impl Desk {
     pub async fn open() -> Self {
         let (sender, heard) = mpsc::channel(1024);
         let line = Arc::new(Mutex::new(None));
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
         let service = Service {
+            address,
             heard: sender,
             line: line.clone(),
         };
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
         let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener);
         let server =
             tonic::transport::Server::builder().add_service(OrchestratorServer::new(service));

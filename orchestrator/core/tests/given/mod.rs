@@ -117,6 +117,7 @@ pub fn outcomes() -> Vec<(&'static str, Outcome)> {
                 left_over: None,
             }),
         ),
+        ("done: doomed", Outcome::Done(Done::Doomed(why()))),
         ("failed", Outcome::Failed(why())),
         ("unknown", Outcome::Unknown(why())),
         ("pod deleted", Outcome::PodDeleted(why())),

@@ -37,6 +37,14 @@ pub fn describe(object: &PodMigration, ink: Ink) -> String {
             std::slice::from_ref(stuck),
         );
     }
+    if let Some(left_over) = &status.left_over {
+        section(
+            &mut text,
+            ink,
+            "Still to be cleared away",
+            std::slice::from_ref(left_over),
+        );
+    }
     section(
         &mut text,
         ink,
@@ -73,6 +81,7 @@ fn header(object: &PodMigration, status: &PodMigrationStatus) -> String {
             object.spec.target_node
         ),
     );
+    field("Dead nodes", status.dead_nodes.join(", "));
     field("Asked", asked(&object.spec));
     field("Phase", phase(object, status));
     field("Freeze", summary::freeze(status).unwrap_or_default());

@@ -89,6 +89,9 @@ fn outcome(text: &mut String, object: &PodMigration, status: &PodMigrationStatus
         detail(text, "stuck", &sentence(stuck));
         remedy(text, stuck);
     }
+    if let Some(left_over) = &status.left_over {
+        detail(text, "left over", &sentence(left_over));
+    }
     if let Some(freeze) = freeze(status) {
         detail(text, "freeze", &freeze);
     }

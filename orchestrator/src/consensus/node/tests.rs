@@ -1,6 +1,9 @@
-use std::time::Instant;
+use std::{path::PathBuf, time::Instant};
 
-use orchestrator_core::id::NodeName;
+use orchestrator_core::{
+    id::NodeName,
+    state::{Applied, Command},
+};
 
 use super::*;
 

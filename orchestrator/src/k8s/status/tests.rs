@@ -66,6 +66,7 @@ fn migration(phase: Phase) -> Migration {
         restored: None,
         unclean: None,
         left_over: None,
+        dead: Default::default(),
         spans: Vec::new(),
     }
 }
@@ -207,6 +208,7 @@ fn an_undo_that_was_not_clean_says_so() {
         reason: Some(Finding::new("StoreDown", "the store does not answer", "")),
         unclean: Some("the liveness probe had killed it".into()),
         left_over: None,
+        dead: Default::default(),
         ..migration(Phase::RolledBack)
     });
     assert_eq!(

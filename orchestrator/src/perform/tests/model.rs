@@ -86,6 +86,9 @@ struct Inner {
     delete_restored_after: Option<&'static str>,
     end_after: Option<&'static str>,
     fail_next: Option<&'static str>,
+    cut_after: Option<(&'static str, &'static str)>,
+    cut: Option<&'static str>,
+    doomed: bool,
 }
 
 pub struct Model {
@@ -126,6 +129,9 @@ impl Model {
             delete_restored_after: None,
             end_after: None,
             fail_next: None,
+            cut_after: None,
+            cut: None,
+            doomed: false,
         };
         Self {
             inner: Mutex::new(inner),
@@ -166,6 +172,42 @@ impl Model {
 
     pub fn end_source_after(&self, effect: &'static str) {
         self.lock().end_after = Some(effect);
+    }
+
+    /// From this effect on nobody reaches that node's worker.
+    pub fn cut_after(&self, effect: &'static str, node: &'static str) {
+        self.lock().cut_after = Some((effect, node));
+    }
+
+    /// What a person does before declaring a node dead: whatever was restored there runs no more.
+    pub fn power_off(&self, node: &str) {
+        let mut inner = self.lock();
+        if inner.restored.as_ref().is_some_and(|(at, _)| at == node) {
+            inner.restored_runs = false;
+        }
+    }
+
+    /// A signal to end it waits in the held source.
+    pub fn doom(&self) {
+        self.lock().doomed = true;
+    }
+
+    pub fn heal(&self) {
+        self.lock().cut = None;
+    }
+
+    /// Where a restored pod runs, if one does.
+    pub fn restored_on(&self) -> Option<String> {
+        let inner = self.lock();
+        let restored = inner.restored.as_ref().filter(|_| inner.restored_runs);
+        restored.map(|(node, _)| node.clone())
+    }
+
+    fn reaches(&self, node: &NodeName) -> Result<(), CallError> {
+        if self.lock().cut == Some(node.0.as_str()) {
+            return Err(CallError::NotConnected { node: node.clone() });
+        }
+        Ok(())
     }
 
     pub fn fail_next(&self, effect: &'static str) {
@@ -260,6 +302,9 @@ impl Inner {
         if self.end_after == Some(name) {
             self.end_after = None;
             self.source = Source::Gone;
+        }
+        if let Some((_, node)) = self.cut_after.take_if(|(effect, _)| *effect == name) {
+            self.cut = Some(node);
         }
         let effect = self.effects;
         self.history.push(format!(
@@ -400,7 +445,11 @@ impl Cluster for Model {
         }))
     }
 
-    async fn release_restored(
+    async fn other_nodes(&self, _plan: &Plan) -> Result<Vec<NodeName>, ClusterError> {
+        Ok(vec!["node3".into()])
+    }
+
+    async fn settle_restored(
         &self,
         _plan: &Plan,
         _uid: &PodUid,
@@ -412,9 +461,9 @@ impl Cluster for Model {
             }
             Ok(())
         };
-        self.effect("release restored", change, || Err(unclear("release")))
+        self.effect("settle restored", change, || Err(unclear("settle")))
             .await
-            .map_err(|()| unclear("release"))?
+            .map_err(|()| unclear("settle"))?
     }
 
     async fn delete_restored(
@@ -439,6 +488,7 @@ impl Cluster for Model {
         &self,
         _plan: &Plan,
         _id: &MigrationId,
+        _node: &NodeName,
         _containers: &[String],
     ) -> Result<(), ClusterError> {
         Ok(())
@@ -475,7 +525,13 @@ fn perform(inner: &mut Inner, kind: &step_request::Kind) -> Option<step_report::
             inner.source = Source::Gone;
             None
         }
-        step_request::Kind::Release(_) => {
+        step_request::Kind::Release(release) => {
+            if release.keep_if_doomed && inner.doomed {
+                return Some(step_report::Result::Released(wire::Released {
+                    doomed: true,
+                    ..Default::default()
+                }));
+            }
             if inner.source == Source::Held {
                 inner.source = Source::Running;
             }
@@ -512,6 +568,7 @@ impl Nodes for Model {
         kind: step_request::Kind,
         _within: Duration,
     ) -> Result<StepReport, CallError> {
+        self.reaches(node)?;
         let name = step_name(&kind);
         let report = |outcome: step_report::Outcome, result| StepReport {
             revision,
@@ -534,6 +591,7 @@ impl Nodes for Model {
         kind: question::Kind,
         _within: Duration,
     ) -> Result<answer::Kind, CallError> {
+        self.reaches(node)?;
         let lost = CallError::Lost {
             node: node.clone(),
             what: "ask",

@@ -210,16 +210,8 @@ fn ask(stage: &Stage, words: &[&str]) -> Result<(i32, Value)> {
     Ok((code, object))
 }
 
-/// Deleting the PodMigration while the pod is held undoes it.
-pub fn abort_by_deletion(stage: &Stage) -> Result<()> {
-    // Large enough that the hold lasts for seconds.
-    let containers = json!([
-        container("ledger", LEDGER, &[]),
-        container("kuard", KUARD, &["--port=8081", "--mib=512"]),
-    ]);
-    stage.run_pod("heavy", "node1", containers, json!({}))?;
-    let uid = stage.pod("heavy")?["metadata"]["uid"].clone();
-    let client = Client::start(stage, "heavy", PORT)?;
+/// Asks for the heavy pod's migration, and deletes its object once the pod is held.
+fn delete_in_the_dump(stage: &Stage) -> Result<()> {
     let asked = stage.migrate(&[
         "pod",
         "heavy",
@@ -254,7 +246,20 @@ pub fn abort_by_deletion(stage: &Stage) -> Result<()> {
         &name,
         "--wait=false",
     ];
-    stage.cluster.run(&delete)?;
+    stage.cluster.run(&delete).map(drop)
+}
+
+/// Deleting the PodMigration while the pod is held undoes it.
+pub fn abort_by_deletion(stage: &Stage) -> Result<()> {
+    // Large enough that the hold lasts for seconds.
+    let containers = json!([
+        container("ledger", LEDGER, &[]),
+        container("kuard", KUARD, &["--port=8081", "--mib=512"]),
+    ]);
+    stage.run_pod("heavy", "node1", containers, json!({}))?;
+    let uid = stage.pod("heavy")?["metadata"]["uid"].clone();
+    let client = Client::start(stage, "heavy", PORT)?;
+    delete_in_the_dump(stage)?;
     let decided = Instant::now();
     process::wait_for("the migration to be gone", SEEN_WITHIN, || {
         Ok(stage.migrations()?.is_empty().then_some(()))

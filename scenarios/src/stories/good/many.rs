@@ -1,7 +1,11 @@
 //! Ten at once, in both directions.
 
 use super::{
-    super::{Stage, client::Client, ground},
+    super::{
+        Stage,
+        client::{Client, Heard},
+        ground,
+    },
     PORT, book, restarts, run_ledger,
 };
 use crate::process;
@@ -58,36 +62,20 @@ pub fn ten_at_once(stage: &Stage) -> Result<()> {
     );
     let mut succeeded = 0;
     for (one, heard) in wanted.iter().zip(heard) {
-        let Wanted { pod, from, to } = one;
         let migration = ended
-            .get(pod)
-            .with_context(|| format!("the migration of {pod} is lost"))?;
-        let phase = migration["status"]["phase"].as_str().unwrap_or_default();
-        heard
-            .check()
-            .with_context(|| format!("{pod}, which ended {phase}"))?;
-        ensure!(
-            book(stage, pod, PORT)? >= heard.last(),
-            "{pod} forgot what it had answered"
-        );
-        ensure!(restarts(stage, pod)? == 0, "{pod} was started again");
-        let on = stage.node_of(pod)?;
-        if phase == "Succeeded" {
+            .get(&one.pod)
+            .with_context(|| format!("the migration of {} is lost", one.pod))?;
+        let moved = as_told(stage, one, migration, &heard)?;
+        if moved {
             succeeded += 1;
-            ensure!(on == *to, "{pod} succeeded, and is on {on}");
+            let pod = &one.pod;
             ensure!(
                 migration["status"]["targetPodUid"] == after[pod].as_str()
                     && before.get(pod) != after.get(pod),
                 "{pod} is not the pod that its migration made: it was moved twice"
             );
-        } else {
-            honest(pod, phase, migration)?;
-            ensure!(
-                on == *from || phase == "Rescued",
-                "{pod} ended {phase}, and is on {on}"
-            );
         }
-        ground::expect_one_copy(stage, pod, "ledger")?;
+        ground::expect_one_copy(stage, &one.pod, "ledger")?;
     }
     println!("          {succeeded} of {MIGRATIONS} succeeded, the others say why not");
     let reasons: Vec<String> = ended
@@ -100,6 +88,31 @@ pub fn ten_at_once(stage: &Stage) -> Result<()> {
         reasons.join("; ")
     );
     Ok(())
+}
+
+/// Is this pod where its migration says, and counts on? True: it moved.
+fn as_told(stage: &Stage, one: &Wanted, migration: &Value, heard: &Heard) -> Result<bool> {
+    let Wanted { pod, from, to } = one;
+    let phase = migration["status"]["phase"].as_str().unwrap_or_default();
+    heard
+        .check()
+        .with_context(|| format!("{pod}, which ended {phase}"))?;
+    ensure!(
+        book(stage, pod, PORT)? >= heard.last(),
+        "{pod} forgot what it had answered"
+    );
+    ensure!(restarts(stage, pod)? == 0, "{pod} was started again");
+    let on = stage.node_of(pod)?;
+    if phase == "Succeeded" {
+        ensure!(on == *to, "{pod} succeeded, and is on {on}");
+        return Ok(true);
+    }
+    honest(pod, phase, migration)?;
+    ensure!(
+        on == *from || phase == "Rescued",
+        "{pod} ended {phase}, and is on {on}"
+    );
+    Ok(false)
 }
 
 fn start_all(stage: &Stage, wanted: &[Wanted]) -> Result<()> {

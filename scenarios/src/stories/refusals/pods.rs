@@ -98,26 +98,7 @@ fn special(stage: &Stage) -> Result<Vec<Special>> {
         // Long between two looks, so that a busy machine does not fail it; it bears no more for that.
         "periodSeconds": 1, "failureThreshold": 1, "timeoutSeconds": 2,
     });
-    let mut own_address = container(
-        "redis",
-        REDIS,
-        &[
-            "--bind",
-            "$(POD_IP)",
-            "--protected-mode",
-            "no",
-            "--save",
-            "",
-        ],
-    );
-    own_address["env"] = json!([
-        {"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
-    ]);
-    let shared_memory = container(
-        "redis",
-        REDIS,
-        &["--logfile", "/dev/shm/redis.log", "--save", ""],
-    );
+    let (own_address, shared_memory) = (redis_on_its_address(), redis_in_shared_memory());
     let mut several = ledger_at("--port=18081");
     several["tty"] = json!(true);
     let empty_dir = || json!([{"name": "kept", "emptyDir": {}}]);
@@ -159,6 +140,33 @@ fn special(stage: &Stage) -> Result<Vec<Special>> {
             json!({"hostNetwork": true, "volumes": empty_dir()}),
         ),
     ])
+}
+
+fn redis_on_its_address() -> Value {
+    let mut own_address = container(
+        "redis",
+        REDIS,
+        &[
+            "--bind",
+            "$(POD_IP)",
+            "--protected-mode",
+            "no",
+            "--save",
+            "",
+        ],
+    );
+    own_address["env"] = json!([
+        {"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
+    ]);
+    own_address
+}
+
+fn redis_in_shared_memory() -> Value {
+    container(
+        "redis",
+        REDIS,
+        &["--logfile", "/dev/shm/redis.log", "--save", ""],
+    )
 }
 
 /// More than half of what the target has: it has room for one such pod.

@@ -1,0 +1,36 @@
+//! `lab bench raft`: what the replicated log costs. The bench itself is `orchestrator/benches/raft.rs`, which knows the
+//! log; here it is built as it would be shipped, on the dependencies every other build has.
+
+use crate::cache;
+use crate::s3::target_folder;
+use anyhow::{Context, Result, bail};
+use std::path::{Path, absolute};
+use std::process::Command;
+
+/// Ours, as Cargo calls them: optimised, in one codegen unit as Cargo.toml says why.
+const OPTIMISED: [&str; 3] = ["longshore-proto", "orchestrator", "orchestrator-core"];
+
+/// Builds and runs it.
+pub fn bench(json: Option<&Path>) -> Result<()> {
+    let mut command = Command::new("cargo");
+    command
+        .current_dir(cache::project())
+        .env("CARGO_TARGET_DIR", target_folder()?)
+        .args(["bench", "--locked", "--quiet", "--workspace"])
+        .args(["--profile", "dev", "--bench", "raft"]);
+    for package in OPTIMISED {
+        for setting in ["opt-level=2", "codegen-units=1"] {
+            let setting = format!("profile.dev.package.{package}.{setting}");
+            command.args(["--config", &setting]);
+        }
+    }
+    if let Some(file) = json {
+        let file = absolute(file).context("find the figures' file")?;
+        command.arg("--").arg("--json").arg(file);
+    }
+    let ended = command.status().context("start cargo")?;
+    if !ended.success() {
+        bail!("the bench of the log ended with {ended}");
+    }
+    Ok(())
+}
