@@ -71,6 +71,11 @@ impl Objects {
             .filter(|part| !part.is_empty())
             .collect();
         match (call.method.as_str(), parts.as_slice()) {
+            ("GET", [_, _, "nodes"]) => {
+                let nodes =
+                    json!({ "kind": "NodeList", "apiVersion": "v1", "metadata": {}, "items": [] });
+                (200, nodes)
+            }
             ("GET", [_, _, "nodes", name]) => (200, node(name)),
             ("GET", [_, _, _, _, "pods", name]) => match self.pods.get(*name) {
                 Some(pod) => (200, pod.clone()),

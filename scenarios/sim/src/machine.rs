@@ -104,7 +104,11 @@ impl Tasks for Hands {
         Ok(self.look(|machine| {
             machine.container(id).map(|(_, c)| Task {
                 pid: c.pid,
-                state: c.state,
+                state: if c.said_paused && c.state == TaskState::Running {
+                    TaskState::Paused
+                } else {
+                    c.state
+                },
                 terminal: false,
                 exit_status: c.exit_status,
             })
@@ -113,6 +117,7 @@ impl Tasks for Hands {
 
     async fn pause(&self, id: &str) -> Result<(), ContainerdError> {
         if self.sim.makes(Mistake::OnlyTheFreezer) {
+            self.look(|machine| machine.container_mut(id).map(|c| c.said_paused = true));
             return Ok(());
         }
         self.touch(&format!("pause {id}"), |inner, node| {
@@ -133,6 +138,10 @@ impl Tasks for Hands {
         self.touch(&format!("resume {id}"), |inner, node| {
             let container = inner.truth.machine(node).container_mut(id);
             match container {
+                Some(c) if c.said_paused => {
+                    c.said_paused = false;
+                    Ok(())
+                }
                 Some(c) if c.state == TaskState::Paused => {
                     c.state = TaskState::Running;
                     Ok(())

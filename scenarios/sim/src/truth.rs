@@ -64,6 +64,8 @@ pub struct Container {
     pub stray: bool,
     /// A dump of it is under way.
     pub dumping: bool,
+    /// A mistake's work: it is said to be paused, and runs.
+    pub said_paused: bool,
     /// SIGTERM was sent to it.
     pub term_pending: bool,
     /// It has ever run.
@@ -175,6 +177,7 @@ impl Container {
             restored_from: None,
             stray: false,
             dumping: false,
+            said_paused: false,
             term_pending: false,
             started: false,
             running: false,
@@ -395,9 +398,12 @@ impl Truth {
             self.lines.get_mut(&key)?.lost_by_accident = true;
             return None;
         }
-        let safe = self.lines.get(&key)?.lost_by_accident
-            || self.objects.deleted_by_user(pod)
-            || self.stored.has(pod, name, line);
+        // An accident to one container of a pod that was not proved yet is one to the pod: it is given up as a whole.
+        let hurt = self
+            .lines
+            .iter()
+            .any(|((of, _), line)| of == pod && line.lost_by_accident);
+        let safe = hurt || self.objects.deleted_by_user(pod) || self.stored.has(pod, name, line);
         (!safe).then(|| Violation {
             at_ms: now_ms,
             what: format!("lost: the only copy of {pod}/{name} was ended on {node}, and no checkpoint has {line:?}"),
