@@ -7,7 +7,7 @@ use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use orchestrator_core::{
-    id::MigrationId,
+    id::{MigrationId, Revision},
     migration::Migration,
     refusal::Finding,
     state::{Command, State},
@@ -22,8 +22,13 @@ const EVERY: Duration = Duration::from_secs(3);
 /// Janitor -> world. The second implementation is the tests' world.
 #[async_trait]
 pub trait Clear: Send + Sync {
-    /// Clears away what this ended migration left; says what is still there.
-    async fn clear(&self, id: &MigrationId, migration: &Migration) -> Option<Finding>;
+    /// Clears away what this ended migration left, by steps of this revision; says what is still there.
+    async fn clear(
+        &self,
+        id: &MigrationId,
+        migration: &Migration,
+        revision: Revision,
+    ) -> Option<Finding>;
 }
 
 /// Clears away while `leader` says so, until the state's channel closes.
@@ -58,7 +63,8 @@ impl Janitor {
             .iter()
             .filter(|(_, migration)| migration.left_over.is_some());
         for (id, migration) in untidy {
-            match self.clear.clear(id, migration).await {
+            let revision = revision(&state, migration);
+            match self.clear.clear(id, migration, revision).await {
                 None => {
                     tracing::info!(migration = %id, "what it left over is cleared away");
                     self.propose
@@ -70,5 +76,48 @@ impl Janitor {
                 }
             }
         }
+    }
+}
+
+/// The one at which it ended: workers refuse whatever is still on its way from before. But one that registered after
+/// that refuses this one, too, and nothing newer will ever come of an ended migration.
+fn revision(state: &State, migration: &Migration) -> Revision {
+    let plan = migration.plan.iter();
+    let nodes = plan.flat_map(|plan| [&plan.source, &plan.target]);
+    let registered = nodes.filter_map(|node| state.workers.get(node).map(|worker| worker.at));
+    registered.fold(migration.revision, Revision::max)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_worker_that_registered_after_the_end_is_asked_with_a_revision_that_it_takes() {
+        let plan = crate::perform::tests_plan();
+        let command = |id: &str| Command::Submit {
+            id: id.into(),
+            object: plan.pod.clone(),
+            request: orchestrator_core::plan::Request {
+                pod: plan.pod.clone(),
+                target: plan.target.clone(),
+                freeze_max_ms: None,
+                timeout_ms: None,
+                dry_run: true,
+            },
+            decision: orchestrator_core::state::Decision::Plan(Box::new(plan.clone())),
+            at_ms: 0,
+            spans: Vec::new(),
+        };
+        let mut state = State::default();
+        state.apply(Revision(5), command("m")).unwrap();
+        let migration = Migration::clone(&state.migrations[&"m".into()]);
+        assert_eq!(revision(&state, &migration), Revision(5));
+        let register = Command::Register {
+            node: plan.target.clone(),
+            journal: "j".to_owned(),
+        };
+        state.apply(Revision(9), register).unwrap();
+        assert_eq!(revision(&state, &migration), Revision(9));
     }
 }

@@ -34,6 +34,7 @@ mod parts;
 mod process;
 mod registry;
 mod s3;
+mod sim;
 mod site;
 mod state;
 mod status;
@@ -137,6 +138,13 @@ enum Verb {
         #[command(subcommand)]
         what: Bench,
     },
+    /// Run production code on seeds, in a world that breaks: --seeds FROM..TO, --mistakes, --cases, --seed N --trace.
+    #[command(disable_help_flag = true)]
+    Sim {
+        /// The simulator's own arguments.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
     /// Say what is missing on this machine and how to get it.
     Doctor,
     /// Be a node's first process (the lab calls this itself).
@@ -217,6 +225,7 @@ fn run(name: &str, command: Verb) -> Result<ExitCode> {
         Verb::Bench {
             what: Bench::Pod { json, runs },
         } => bench::pod(name, runs, json.as_deref())?,
+        Verb::Sim { arguments } => return sim::run(&arguments),
         Verb::Bench {
             what: Bench::Raft { json },
         } => bench::raft(json.as_deref())?,

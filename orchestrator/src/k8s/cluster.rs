@@ -331,6 +331,7 @@ impl Cluster for RealCluster {
         Ok(Some(RestoredObject {
             uid,
             node,
+            given_up: status.given_up_by.as_deref() == Some(&id.0),
             deleting: status.deleting,
             broken: broken(&status),
             waiting: waiting(&status),
@@ -338,14 +339,27 @@ impl Cluster for RealCluster {
         }))
     }
 
-    async fn settle_restored(&self, plan: &Plan, uid: &PodUid) -> Result<(), ClusterError> {
-        let settled = self.pods.settle_target(&plan.pod, uid).await;
-        settled.map_err(|error| unclear("take our finalizer off the restored pod", &error))
+    async fn settle_restored(
+        &self,
+        plan: &Plan,
+        uid: &PodUid,
+        id: &MigrationId,
+    ) -> Result<(), ClusterError> {
+        let released = self.pods.release_source(&plan.pod, uid, id).await;
+        released.map_err(|error| unclear("let go of the restored pod", &error))
     }
 
-    async fn delete_restored(&self, plan: &Plan, uid: &PodUid) -> Result<(), ClusterError> {
-        let deleted = self.pods.delete_target(&plan.pod, uid).await;
-        deleted.map_err(|error| unclear("delete the restored pod", &error))
+    async fn delete_restored(
+        &self,
+        plan: &Plan,
+        uid: &PodUid,
+        id: &MigrationId,
+    ) -> Result<Deletion, ClusterError> {
+        match self.pods.delete_source(&plan.pod, uid, id).await {
+            Ok(SourceDeleted::Gone) => Ok(Deletion::Done),
+            Ok(SourceDeleted::PodDeleted) => Ok(Deletion::ByUser),
+            Err(error) => Err(unclear("delete the restored pod", &error)),
+        }
     }
 
     async fn prepull(

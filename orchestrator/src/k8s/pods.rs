@@ -5,9 +5,9 @@
 //!          delete_source   1 mark it committed (resourceVersion: not if anything happened since we looked)
 //!                          2 delete it (UID, no grace)
 //!                          3 take the finalizer off: the name is free
-//! target   create_target   the name is the fence: there is one pod of it
-//!          settle_target   its finalizer off, once the log knows that it was restored
-//! undo     release_source  finalizer and notes off; delete_target (UID)
+//! target   create_target   the name is the fence: there is one pod of it; held like the source until it is proved
+//!          delete_source   the same three for a target that must not run
+//! undo     release_source  finalizer and notes off
 //! ```
 //!
 //! A deletion that we did not mark is somebody else's, and is obeyed. One that falls between our mark and our delete
@@ -29,9 +29,6 @@ use super::call::{CallError, bounded, if_there};
 
 /// Keeps the source's object, and thereby its name and the news of its deletion.
 pub const HOLD_FINALIZER: &str = "longshore.dev/hold";
-/// Keeps the target's object until the log knows that it was restored: deleted by a user before, it must be seen as
-/// deleted, or whoever finds nothing takes it for not made yet and makes it again.
-pub const RESTORING_FINALIZER: &str = "longshore.dev/restoring";
 /// On the source: the migration that holds it.
 pub const HELD_ANNOTATION: &str = "longshore.dev/held-for";
 /// On the source: the migration that has committed and deletes it.
@@ -97,6 +94,8 @@ pub struct TargetStatus {
     pub reason: String,
     /// Somebody deleted it.
     pub deleting: bool,
+    /// The migration that has given it up and deletes it.
+    pub given_up_by: Option<String>,
     /// Condition Ready.
     pub ready: bool,
     /// `status.podIP`, "" before there is one.
@@ -188,7 +187,8 @@ impl Pods {
         Ok(source_state(self.get(pod).await?.as_ref(), uid, migration))
     }
 
-    /// Marks, deletes and lets go of the source. Repeating it goes on where it stopped.
+    /// Marks, deletes and lets go of the source, or of a target that is held like it. Repeating it goes on where it
+    /// stopped.
     ///
     /// # Errors
     /// When the API server gives no clear answer, or something else keeps the object.
@@ -307,38 +307,6 @@ impl Pods {
         })
     }
 
-    /// Takes our finalizer off the target pod: from here its deletion is Kubernetes' alone. Repeating changes nothing.
-    ///
-    /// # Errors
-    /// When the API server gives no clear answer.
-    pub async fn settle_target(&self, pod: &PodRef, uid: &PodUid) -> Result<(), CallError> {
-        for _ in 0..ROUNDS_MAX {
-            let found = self.get(pod).await?;
-            let Some(object) = found.filter(|found| uid_of(found) == *uid) else {
-                return Ok(());
-            };
-            let finalizers = object.metadata.finalizers.iter().flatten();
-            let rest: Vec<_> = finalizers.filter(|f| *f != RESTORING_FINALIZER).collect();
-            if object.metadata.finalizers.iter().flatten().count() == rest.len() {
-                return Ok(());
-            }
-            let change = json!({ "finalizers": rest });
-            if self.patch(pod, &object, "settle", change).await? {
-                return Ok(());
-            }
-        }
-        Err(unsettled("settle", pod))
-    }
-
-    /// Deletes the target pod at once; Ok: no pod of this UID has the name any more, or soon. Repeating is harmless.
-    ///
-    /// # Errors
-    /// When the API server gives no clear answer.
-    pub async fn delete_target(&self, pod: &PodRef, uid: &PodUid) -> Result<(), CallError> {
-        self.delete(pod, uid).await?;
-        self.settle_target(pod, uid).await
-    }
-
     /// With UID and without grace. Not there, or another pod there by now, is done.
     async fn delete(&self, pod: &PodRef, uid: &PodUid) -> Result<(), CallError> {
         let params = DeleteParams {
@@ -412,6 +380,7 @@ pub fn target_status(object: &Pod) -> TargetStatus {
         phase: status.phase.clone().unwrap_or_default(),
         reason: words.into_iter().flatten().collect::<Vec<_>>().join(": "),
         deleting: object.metadata.deletion_timestamp.is_some(),
+        given_up_by: annotation(object, COMMITTED_ANNOTATION).cloned(),
         ready: status
             .conditions
             .iter()

@@ -19,10 +19,7 @@ use orchestrator_core::{
 
 use super::{
     origin::{IMAGES_ANNOTATION, Origin},
-    pods::{
-        COMMITTED_ANNOTATION, HELD_ANNOTATION, HOLD_FINALIZER, MIGRATION_ANNOTATION,
-        RESTORING_FINALIZER,
-    },
+    pods::{COMMITTED_ANNOTATION, HELD_ANNOTATION, HOLD_FINALIZER, MIGRATION_ANNOTATION},
 };
 
 /// Admission names the API token's volume like this, and adds it again.
@@ -202,7 +199,9 @@ pub fn with_images(
     let annotations = pod.metadata.annotations.get_or_insert_default();
     annotations.insert(MIGRATION_ANNOTATION.to_owned(), migration.0.clone());
     annotations.insert(IMAGES_ANNOTATION.to_owned(), origins);
-    pod.metadata.finalizers = Some(vec![RESTORING_FINALIZER.to_owned()]);
+    // Until the log knows that it was restored, its deletion must not go unseen: a gone pod would be made again.
+    annotations.insert(HELD_ANNOTATION.to_owned(), migration.0.clone());
+    pod.metadata.finalizers = Some(vec![HOLD_FINALIZER.to_owned()]);
     Ok(pod)
 }
 

@@ -10,7 +10,7 @@ use orchestrator_core::{
 use proto::worker::{self as wire, step_report, step_request};
 use tokio::time::Instant;
 
-use super::{Act, Ended, SHORT_STEP_WITHIN, SourceObject, wire_images};
+use super::{Act, Deletion, Ended, SHORT_STEP_WITHIN, SourceObject, wire_images};
 
 /// Leftovers are waited for this long, each, in an undo: the pod runs already, the user waits. What is left then is
 /// cleared away later.
@@ -243,7 +243,7 @@ impl Act<'_> {
         let target = self.plan.target.clone();
         self.world
             .cluster
-            .settle_restored(self.plan, &restored.pod_uid)
+            .settle_restored(self.plan, &restored.pod_uid, &self.due.id)
             .await?;
         let alive = !self.is_dead(&restored.node);
         if alive {
@@ -272,10 +272,11 @@ impl Act<'_> {
         let images = self.migration.images.clone();
         let made = self.world.cluster.restored(self.plan, &self.due.id).await?;
         if let Some(made) = &made {
-            self.world
-                .cluster
-                .delete_restored(self.plan, &made.uid)
-                .await?;
+            let cluster = &self.world.cluster;
+            let (plan, uid, id) = (self.plan, &made.uid, &self.due.id);
+            if cluster.delete_restored(plan, uid, id).await? == Deletion::ByUser {
+                cluster.settle_restored(plan, uid, id).await?;
+            }
         }
         // A rescue may have made it elsewhere.
         let mut nodes = vec![target.clone()];

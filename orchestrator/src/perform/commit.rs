@@ -28,9 +28,10 @@ use super::{Act, Deletion, Ended, RestoredObject, SHORT_STEP_WITHIN, SourceObjec
 /// How long a confirmation of the hold is trusted: shorter than any reboot.
 pub const HOLD_LEASE: Duration = Duration::from_secs(5);
 
-/// A restore that isn't there after this time is given up, counted from the entry of the phase: the sandbox takes
-/// 1 s, runc's restore 1 s per GiB or so, and the kubelet's own retries of image and sandbox errors up to 20 s.
-const RESTORE_WITHIN_MS: u64 = 60_000;
+/// A restore that isn't there after this time is given up: the sandbox takes 1 s, runc's restore 1 s per GiB or so, and
+/// the kubelet's own retries of image and sandbox errors up to 20 s. Counted from when it is waited for, by a clock that
+/// doesn't jump: one that did would end a pod that just came up.
+const RESTORE_WITHIN: Duration = Duration::from_secs(60);
 
 /// How often the target is looked at: the answer to a finished restore is late by half of it.
 const LOOK_EVERY: Duration = Duration::from_millis(25);
@@ -47,7 +48,13 @@ impl Act<'_> {
             return Err(self.without_target(made).await?);
         }
         let uid = match made {
-            Some(made) if made.deleting => return Err(Ended::pod_deleted(self.plan)),
+            Some(made) if made.deleted_by_user() => return Err(Ended::pod_deleted(self.plan)),
+            Some(made) if made.given_up => {
+                let reason = "it was given up before".to_owned();
+                return Err(self
+                    .prove_failed(&target, &made.uid, &images, reason)
+                    .await?);
+            }
             Some(made) => made.uid,
             None => self.hand_over(&target, &images).await?,
         };
@@ -60,13 +67,14 @@ impl Act<'_> {
     async fn without_target(&mut self, made: Option<RestoredObject>) -> Result<Ended, Ended> {
         let word = format!("node {} was declared dead", self.plan.target);
         if let Some(made) = made {
-            if made.deleting {
+            let deleted = self
+                .world
+                .cluster
+                .delete_restored(self.plan, &made.uid, &self.due.id)
+                .await?;
+            if deleted == Deletion::ByUser {
                 return Err(Ended::pod_deleted(self.plan));
             }
-            self.world
-                .cluster
-                .delete_restored(self.plan, &made.uid)
-                .await?;
         } else if !self.is_dead(&self.plan.source)
             && self.world.cluster.source(self.plan).await? == SourceObject::Present
         {
@@ -145,7 +153,8 @@ impl Act<'_> {
         images: &[Image],
     ) -> Result<Restored, Ended> {
         let started = self.world.clock.unix_ns();
-        let mut looked_at_object = Instant::now();
+        let waiting = Instant::now();
+        let mut looked_at_object = waiting;
         loop {
             match self.origins(node, uid).await? {
                 Origins::Restored { running_unix_ns } => {
@@ -165,7 +174,8 @@ impl Act<'_> {
             }
             if looked_at_object.elapsed() > LOOK_AT_OBJECT_EVERY {
                 looked_at_object = Instant::now();
-                if let Some(ended) = self.look_at_object(node, uid, images).await? {
+                let late = waiting.elapsed() > RESTORE_WITHIN;
+                if let Some(ended) = self.look_at_object(node, uid, images, late).await? {
                     return Err(ended);
                 }
             }
@@ -178,12 +188,11 @@ impl Act<'_> {
         node: &NodeName,
         uid: &PodUid,
         images: &[Image],
+        late: bool,
     ) -> Result<Option<Ended>, Ended> {
-        let entered_ms = self.migration.attempted_ms;
-        let late = self.world.clock.unix_ms().saturating_sub(entered_ms) > RESTORE_WITHIN_MS;
         match self.world.cluster.restored(self.plan, &self.due.id).await? {
             None => Ok(Some(Ended::pod_deleted(self.plan))),
-            Some(object) if object.deleting || object.uid != *uid => {
+            Some(object) if object.deleted_by_user() || object.uid != *uid => {
                 Ok(Some(Ended::pod_deleted(self.plan)))
             }
             Some(object) => match (object.broken, late) {
@@ -194,7 +203,7 @@ impl Act<'_> {
                         .unwrap_or_else(|| "nothing was said".to_owned());
                     let reason = format!(
                         "not restored after {} s: {waiting}",
-                        RESTORE_WITHIN_MS / 1_000
+                        RESTORE_WITHIN.as_secs()
                     );
                     self.prove_failed(node, uid, images, reason).await.map(Some)
                 }
@@ -248,7 +257,7 @@ impl Act<'_> {
     }
 
     /// Makes it true, and proves, that nothing of this restore can run.
-    async fn prove_failed(
+    pub(super) async fn prove_failed(
         &mut self,
         node: &NodeName,
         uid: &PodUid,
@@ -256,7 +265,15 @@ impl Act<'_> {
         reason: String,
     ) -> Result<Ended, Ended> {
         let started = self.world.clock.unix_ns();
-        self.world.cluster.delete_restored(self.plan, uid).await?;
+        let deleted = self
+            .world
+            .cluster
+            .delete_restored(self.plan, uid, &self.due.id)
+            .await?;
+        // A container that ended, or never came up, may be one whose pod the user deleted: that is obeyed, not undone.
+        if deleted == Deletion::ByUser {
+            return Ok(Ended::pod_deleted(self.plan));
+        }
         self.withdraw(node, Some(uid), images).await?;
         self.span("withdraw", started);
         Ok(Ended::failed("RestoreFailed", reason))

@@ -19,12 +19,14 @@ mod freeze;
 mod rescue;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+pub(crate) use tests::plan as tests_plan;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use orchestrator_core::{
-    id::{MigrationId, NodeName, PodUid},
+    id::{MigrationId, NodeName, PodUid, Revision},
     migration::{Image, Migration, Outcome, Span, Step},
     plan::Plan,
     refusal::Finding,
@@ -74,6 +76,8 @@ pub struct RestoredObject {
     pub uid: PodUid,
     /// Where it is bound.
     pub node: NodeName,
+    /// We have given it up: whoever is deleting it, it is us.
+    pub given_up: bool,
     /// Somebody is deleting it.
     pub deleting: bool,
     /// Why a container can't be restored: it won't get better by waiting.
@@ -82,6 +86,12 @@ pub struct RestoredObject {
     pub waiting: Option<String>,
     /// Condition Ready is True.
     pub ready: bool,
+}
+
+impl RestoredObject {
+    fn deleted_by_user(&self) -> bool {
+        self.deleting && !self.given_up
+    }
 }
 
 /// Kubernetes said no, or nothing.
@@ -139,9 +149,19 @@ pub trait Cluster: Send + Sync {
         id: &MigrationId,
     ) -> Result<Option<RestoredObject>, ClusterError>;
     /// The log knows that this pod was restored: its deletion needs no noticing any more.
-    async fn settle_restored(&self, plan: &Plan, uid: &PodUid) -> Result<(), ClusterError>;
+    async fn settle_restored(
+        &self,
+        plan: &Plan,
+        uid: &PodUid,
+        id: &MigrationId,
+    ) -> Result<(), ClusterError>;
     /// Deletes a restored pod that must not run.
-    async fn delete_restored(&self, plan: &Plan, uid: &PodUid) -> Result<(), ClusterError>;
+    async fn delete_restored(
+        &self,
+        plan: &Plan,
+        uid: &PodUid,
+        id: &MigrationId,
+    ) -> Result<Deletion, ClusterError>;
     /// Lets a node's kubelet pull these containers' images with the pod's own secrets; the error is the kubelet's.
     async fn prepull(
         &self,
@@ -248,12 +268,16 @@ impl Perform for World {
 
 #[async_trait]
 impl Clear for World {
-    async fn clear(&self, id: &MigrationId, migration: &Migration) -> Option<Finding> {
+    async fn clear(
+        &self,
+        id: &MigrationId,
+        migration: &Migration,
+        revision: Revision,
+    ) -> Option<Finding> {
         let plan = migration.plan.as_ref()?;
-        // Workers take the revision at which it ended, and refuse whatever is still on its way from before.
         let due = Due {
             id: id.clone(),
-            revision: migration.revision,
+            revision,
             step: Step::Release,
         };
         let mut act = Act {

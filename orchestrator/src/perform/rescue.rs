@@ -16,8 +16,12 @@ impl Act<'_> {
     pub(super) async fn rescue(&mut self) -> Result<Outcome, Ended> {
         let node = self.rescue_node().await?;
         if let Some(made) = self.world.cluster.restored(self.plan, &self.due.id).await? {
-            if made.deleting {
+            if made.deleted_by_user() {
                 return Err(Ended::pod_deleted(self.plan));
+            }
+            if made.node == node && made.given_up {
+                let reason = "it was given up before".to_owned();
+                return Err(self.prove_failed(&node, &made.uid, &[], reason).await?);
             }
             if made.node == node {
                 let images = self.deliver_to(&node).await?;
@@ -68,10 +72,14 @@ impl Act<'_> {
 
     /// Left from before a crash, or by an attempt on a node that died since: proved not to run before anything else.
     async fn clear_earlier_attempt(&mut self, made: &RestoredObject) -> Result<(), Ended> {
-        self.world
+        let deleted = self
+            .world
             .cluster
-            .delete_restored(self.plan, &made.uid)
+            .delete_restored(self.plan, &made.uid, &self.due.id)
             .await?;
+        if deleted == Deletion::ByUser {
+            return Err(Ended::pod_deleted(self.plan));
+        }
         if self.is_dead(&made.node) {
             return Ok(());
         }

@@ -50,7 +50,7 @@ impl Propose for Log {
     }
 }
 
-fn plan() -> Plan {
+pub(crate) fn plan() -> Plan {
     Plan {
         pod: PodRef {
             namespace: "default".to_owned(),
@@ -311,6 +311,22 @@ async fn a_deletion_by_the_user_is_obeyed_in_every_phase() {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_restored_pod_that_its_user_deletes_before_the_log_knows_it_is_not_made_again() {
+    let model = Arc::new(Model::new(None));
+    model.user_deletes_restored_after("create");
+    let ended = run(&model).await;
+    let history = model.seen().history.join("\n");
+    assert_eq!(
+        ended.phase,
+        Phase::Abandoned,
+        "{:?}\n{history}",
+        ended.reason
+    );
+    let creates = history.matches(" create:").count();
+    assert_eq!(creates, 1, "a deleted pod was resurrected\n{history}");
+}
+
 /// The number of the first effect of this name on a good day.
 async fn effect_number(name: &str) -> usize {
     let model = Arc::new(Model::new(None));
@@ -353,5 +369,5 @@ async fn what_an_undo_leaves_is_remembered_and_cleared_away_later() {
         nodes: Arc::clone(&model) as _,
         clock: Arc::new(SystemTimeOfDay),
     };
-    assert_eq!(world.clear(&"m".into(), &ended).await, None);
+    assert_eq!(world.clear(&"m".into(), &ended, ended.revision).await, None);
 }

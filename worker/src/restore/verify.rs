@@ -3,10 +3,11 @@
 //! The proof is the runtime's own record. containerd writes the annotations `restored=true` and `checkpointImage` on a
 //! container only in the code path that imports a checkpoint, and a container made there can only be started by a
 //! restore (its stored status says so, also over a restart of containerd): it runs restored or does not run. So a
-//! running container with our reference in `checkpointImage` and attempt 0 came from this checkpoint and has not been
-//! restarted since. A later attempt is no success even when it was restored again: what the first one did in between
-//! is lost. Containers are told apart by label, because containerd 2.1 writes a wrong container name in the
-//! annotations of restored ones.
+//! running container with our reference in `checkpointImage`, before which none of its pod has run, came from this
+//! checkpoint and has not been restarted since. A later attempt is no success when an earlier one had run: what that
+//! one did is lost. Where every earlier one is known never to have run (the kubelet tries a failed restore again), it is
+//! a success, and giving it up would lose what it has done since. Containers are told apart by label, because containerd
+//! 2.1 writes a wrong container name in the annotations of restored ones.
 //!
 //! What was weighed and left: CRIU's restore.log and the bundle are deleted by the shim on success, the process tree
 //! looks the same either way, and the image of the running container is the base image in both cases.
@@ -33,29 +34,26 @@ pub async fn verify(
     let known = images.containers_of(&pod.uid).await?;
     let mut containers = Vec::with_capacity(pod.containers.len());
     for container in &pod.containers {
-        let latest = known
+        let mut attempts: Vec<_> = known
             .iter()
             .filter(|seen| seen.labels.get(NAME_LABEL) == Some(&container.name))
-            .max_by_key(|seen| {
-                (
-                    seen.metadata
-                        .as_ref()
-                        .map_or(0, |metadata| metadata.attempt),
-                    seen.created_at,
-                )
-            });
-        let status = match latest {
-            Some(latest) => Some(images.container_status(&latest.id).await?),
-            None => None,
-        };
-        containers.push(judge(&container.name, prefix, status.as_ref()));
+            .collect();
+        attempts.sort_by_key(|seen| {
+            let attempt = seen.metadata.as_ref().map_or(0, |known| known.attempt);
+            (attempt, seen.created_at)
+        });
+        let mut statuses = Vec::with_capacity(attempts.len());
+        for attempt in attempts {
+            statuses.push(images.container_status(&attempt.id).await?);
+        }
+        containers.push(judge(&container.name, prefix, &statuses));
     }
     Ok(Verified { containers })
 }
 
-/// What a container's status proves. `prefix` is what references of this migration begin with.
-pub fn judge(name: &str, prefix: &str, status: Option<&cri::ContainerStatus>) -> VerifiedContainer {
-    let Some(status) = status else {
+/// What the attempts at a container prove, the newest last. `prefix` is what references of this migration begin with.
+pub fn judge(name: &str, prefix: &str, attempts: &[cri::ContainerStatus]) -> VerifiedContainer {
+    let Some((status, earlier)) = attempts.split_last() else {
         return verdict(
             name,
             Origin::NotYet,
@@ -76,6 +74,9 @@ pub fn judge(name: &str, prefix: &str, status: Option<&cri::ContainerStatus>) ->
         .metadata
         .as_ref()
         .map_or(0, |metadata| metadata.attempt);
+    // Records that the runtime has forgotten may be of attempts that ran.
+    let all_known = usize::try_from(attempt).is_ok_and(|attempt| attempt == earlier.len());
+    let is_first = all_known && earlier.iter().all(|status| status.started_at == 0);
     let why = |what: &str| {
         let cri::ContainerStatus {
             reason,
@@ -87,9 +88,9 @@ pub fn judge(name: &str, prefix: &str, status: Option<&cri::ContainerStatus>) ->
             .trim()
             .to_owned()
     };
-    let (origin, detail) = match (status.state(), from_checkpoint, attempt) {
-        (ContainerState::ContainerRunning, true, 0) => (Origin::Restored, String::new()),
-        (ContainerState::ContainerRunning, true, attempt) => (
+    let (origin, detail) = match (status.state(), from_checkpoint, is_first) {
+        (ContainerState::ContainerRunning, true, true) => (Origin::Restored, String::new()),
+        (ContainerState::ContainerRunning, true, false) => (
             Origin::Broken,
             format!(
                 "it was restored, ended and was restored again from the same instant: attempt {attempt}"
@@ -175,7 +176,7 @@ mod tests {
     }
 
     fn origin(status: Option<cri::ContainerStatus>) -> Origin {
-        judge("web", PREFIX, status.as_ref()).origin()
+        judge("web", PREFIX, status.as_slice()).origin()
     }
 
     fn ours() -> String {
@@ -232,12 +233,22 @@ mod tests {
     }
 
     #[test]
+    fn restored_at_the_second_attempt_counts_only_when_the_first_is_known_never_to_have_run() {
+        let first = |started_at| cri::ContainerStatus {
+            started_at,
+            ..status(ContainerState::ContainerExited, Some(&ours()), 0)
+        };
+        let second = status(ContainerState::ContainerRunning, Some(&ours()), 1);
+        let origin = |attempts: &[cri::ContainerStatus]| judge("web", PREFIX, attempts).origin();
+        assert_eq!(origin(&[first(0), second.clone()]), Origin::Restored);
+        assert_eq!(origin(&[first(7), second.clone()]), Origin::Broken);
+        assert_eq!(origin(&[second]), Origin::Broken, "the first is forgotten");
+    }
+
+    #[test]
     fn a_failed_restore_is_broken_and_says_how() {
-        let verdict = judge(
-            "web",
-            PREFIX,
-            Some(&status(ContainerState::ContainerExited, Some(&ours()), 0)),
-        );
+        let exited = status(ContainerState::ContainerExited, Some(&ours()), 0);
+        let verdict = judge("web", PREFIX, &[exited]);
         assert_eq!(verdict.origin(), Origin::Broken);
         assert!(
             verdict.detail.contains("StartError") && verdict.detail.contains("criu failed"),

@@ -236,7 +236,8 @@ async fn another_pod_of_the_name_is_never_deleted() {
     });
     assert_eq!(delete(&api).await.unwrap(), SourceDeleted::Gone);
     let pods = Pods::new(api.client());
-    pods.delete_target(&place(), &uid()).await.unwrap();
+    let deleted = pods.delete_source(&place(), &uid(), &migration()).await;
+    assert_eq!(deleted.unwrap(), SourceDeleted::Gone);
     assert!(kuard(&api).is_some());
 }
 
@@ -380,38 +381,4 @@ fn the_targets_state_is_told() {
         (b.running, b.restarts, b.not_running.as_str()),
         (false, 2, "CrashLoopBackOff: restore failed")
     );
-}
-
-/// A server with the restored pod, whose object our finalizer and somebody else's keep.
-fn api_with_target(finalizers: &[&str]) -> FakeApi {
-    let api = FakeApi::default();
-    let mut restored = object();
-    restored["metadata"]["finalizers"] = json!(finalizers);
-    api.with(|o| o.put(restored));
-    api
-}
-
-#[tokio::test]
-async fn a_settled_target_loses_our_finalizer_and_nobody_elses() {
-    let api = api_with_target(&["example.com/other", RESTORING_FINALIZER]);
-    let pods = Pods::new(api.client());
-    for _ in 0..2 {
-        pods.settle_target(&place(), &uid()).await.unwrap();
-        let left = kuard(&api).unwrap()["metadata"]["finalizers"].clone();
-        assert_eq!(left, json!(["example.com/other"]));
-    }
-    pods.settle_target(&place(), &"uid-2".into()).await.unwrap();
-}
-
-#[tokio::test]
-async fn a_target_deleted_before_the_log_knows_it_is_still_seen_and_goes_when_we_delete_it() {
-    let api = api_with_target(&[RESTORING_FINALIZER]);
-    api.with(user_deletes);
-    let kept = kuard(&api).expect("the finalizer keeps it");
-    assert!(!kept["metadata"]["deletionTimestamp"].is_null());
-    Pods::new(api.client())
-        .delete_target(&place(), &uid())
-        .await
-        .unwrap();
-    assert_eq!(kuard(&api), None);
 }

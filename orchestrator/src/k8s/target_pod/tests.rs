@@ -214,6 +214,14 @@ fn the_images_stand_in_and_the_originals_are_remembered() {
         json!("m1")
     );
     assert_eq!(pod["metadata"]["annotations"]["note"], json!("mine"));
+    assert_eq!(
+        (
+            &pod["metadata"]["finalizers"],
+            &pod["metadata"]["annotations"]["longshore.dev/held-for"]
+        ),
+        (&json!(["longshore.dev/hold"]), &json!("m1")),
+        "its deletion can't go unseen before the log knows that it was restored"
+    );
     let container = &pod["spec"]["containers"][0];
     assert_eq!(
         (&container["image"], &container["imagePullPolicy"]),

@@ -87,10 +87,17 @@ async fn a_source_cut_off_at_the_commit_waits_for_a_persons_word_and_then_moves(
     assert!(model.seen().source_alive, "nobody could reach it");
     assert!(ended.left_over.is_some());
 
-    let still = world(&model).clear(&"m".into(), &ended).await;
+    let still = world(&model)
+        .clear(&"m".into(), &ended, ended.revision)
+        .await;
     assert!(still.is_some(), "it is still cut off");
     model.heal();
-    assert_eq!(world(&model).clear(&"m".into(), &ended).await, None);
+    assert_eq!(
+        world(&model)
+            .clear(&"m".into(), &ended, ended.revision)
+            .await,
+        None
+    );
     assert!(!model.seen().source_alive, "the held source is destroyed");
     assert!(model.seen().violations.is_empty());
 }
@@ -114,7 +121,12 @@ async fn a_target_cut_off_after_the_commit_and_declared_dead_brings_the_pod_back
     assert_eq!(ended.phase, Phase::Rescued, "{:?}", ended.reason);
     assert_eq!(model.restored_on().as_deref(), Some("node1"));
     model.heal();
-    assert_eq!(world(&model).clear(&"m".into(), &ended).await, None);
+    assert_eq!(
+        world(&model)
+            .clear(&"m".into(), &ended, ended.revision)
+            .await,
+        None
+    );
     let seen = model.seen();
     assert!(seen.rescued_runs, "{}", seen.history.join("\n"));
 }
@@ -134,7 +146,12 @@ async fn an_undo_whose_source_is_dead_ends_unclean_and_releases_it_when_it_is_ba
     );
     assert!(!model.seen().source_runs);
     model.heal();
-    assert_eq!(world(&model).clear(&"m".into(), &ended).await, None);
+    assert_eq!(
+        world(&model)
+            .clear(&"m".into(), &ended, ended.revision)
+            .await,
+        None
+    );
     assert!(model.seen().source_runs, "it is held by nobody any more");
 }
 
@@ -146,6 +163,11 @@ async fn retiring_without_the_source_ends_and_destroys_it_when_it_is_back() {
     assert_eq!(doubted, Phase::Retiring);
     assert_eq!(ended.phase, Phase::Succeeded);
     model.heal();
-    assert_eq!(world(&model).clear(&"m".into(), &ended).await, None);
+    assert_eq!(
+        world(&model)
+            .clear(&"m".into(), &ended, ended.revision)
+            .await,
+        None
+    );
     assert!(!model.seen().source_alive);
 }

@@ -81,6 +81,9 @@ struct Inner {
     fresh_node: Option<String>,
     thaw_after: Option<&'static str>,
     delete_after: Option<&'static str>,
+    /// The user deleted the restored pod: its container ends, our finalizer keeps the object.
+    restored_deleted: bool,
+    delete_restored_after: Option<&'static str>,
     end_after: Option<&'static str>,
     fail_next: Option<&'static str>,
     cut_after: Option<(&'static str, &'static str)>,
@@ -122,6 +125,8 @@ impl Model {
             fresh_node: None,
             thaw_after: None,
             delete_after: None,
+            restored_deleted: false,
+            delete_restored_after: None,
             end_after: None,
             fail_next: None,
             cut_after: None,
@@ -159,6 +164,10 @@ impl Model {
 
     pub fn user_deletes_after(&self, effect: &'static str) {
         self.lock().delete_after = Some(effect);
+    }
+
+    pub fn user_deletes_restored_after(&self, effect: &'static str) {
+        self.lock().delete_restored_after = Some(effect);
     }
 
     pub fn end_source_after(&self, effect: &'static str) {
@@ -282,6 +291,12 @@ impl Inner {
         }
         if self.delete_after == Some(name) {
             self.delete_after = None;
+            self.user_deleted = true;
+        }
+        if self.delete_restored_after == Some(name) {
+            self.delete_restored_after = None;
+            self.restored_deleted = true;
+            self.restored_runs = false;
             self.user_deleted = true;
         }
         if self.end_after == Some(name) {
@@ -422,7 +437,8 @@ impl Cluster for Model {
         Ok(inner.restored.as_ref().map(|(node, made)| RestoredObject {
             uid: PodUid(format!("restored-{made}")),
             node: NodeName(node.clone()),
-            deleting: false,
+            given_up: false,
+            deleting: inner.restored_deleted,
             broken: None,
             waiting: None,
             ready: inner.restored_runs,
@@ -433,16 +449,35 @@ impl Cluster for Model {
         Ok(vec!["node3".into()])
     }
 
-    async fn settle_restored(&self, _plan: &Plan, _uid: &PodUid) -> Result<(), ClusterError> {
-        self.effect("settle restored", |_| Ok(()), || Err(unclear("settle")))
+    async fn settle_restored(
+        &self,
+        _plan: &Plan,
+        _uid: &PodUid,
+        _id: &MigrationId,
+    ) -> Result<(), ClusterError> {
+        let change = |inner: &mut Inner| {
+            if inner.restored_deleted {
+                inner.restored = None;
+            }
+            Ok(())
+        };
+        self.effect("settle restored", change, || Err(unclear("settle")))
             .await
             .map_err(|()| unclear("settle"))?
     }
 
-    async fn delete_restored(&self, _plan: &Plan, _uid: &PodUid) -> Result<(), ClusterError> {
+    async fn delete_restored(
+        &self,
+        _plan: &Plan,
+        _uid: &PodUid,
+        _id: &MigrationId,
+    ) -> Result<Deletion, ClusterError> {
         let change = |inner: &mut Inner| {
+            if inner.restored_deleted {
+                return Ok(Deletion::ByUser);
+            }
             inner.restored = None;
-            Ok(())
+            Ok(Deletion::Done)
         };
         self.effect("delete restored", change, || Err(unclear("delete")))
             .await

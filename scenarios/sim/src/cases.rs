@@ -1,0 +1,225 @@
+//! The holes that were known beforehand (design section 5a), each as a schedule of its own.
+
+use orchestrator_core::migration::Phase;
+
+use crate::{
+    faults::{Misfortune, When},
+    schedule::{Move, Schedule},
+};
+
+/// A schedule that goes through one hole.
+pub struct Case {
+    /// Its name.
+    pub name: &'static str,
+    /// What goes wrong.
+    pub hole: &'static str,
+    /// How.
+    pub schedule: fn() -> Schedule,
+    /// How its first migration may end.
+    pub ends: &'static [&'static str],
+}
+
+const fn case(
+    name: &'static str,
+    hole: &'static str,
+    schedule: fn() -> Schedule,
+    ends: &'static [&'static str],
+) -> Case {
+    Case {
+        name,
+        hole,
+        schedule,
+        ends,
+    }
+}
+
+/// All of them.
+pub const CASES: [Case; 17] = [
+    case("good-day", "nothing goes wrong", three, &["Succeeded"]),
+    case(
+        "reboot-ends-the-hold",
+        "the source node reboots while the pod is held; its kubelet starts what the API still names",
+        || in_phase(Phase::Delivering, 0, Misfortune::Reboot(SOURCE.to_owned())),
+        &["RolledBack"],
+    ),
+    case(
+        "reboot-at-the-commit",
+        "the source node reboots just when its hold is confirmed",
+        || in_phase(Phase::Restoring, 8, Misfortune::Reboot(SOURCE.to_owned())),
+        &["Succeeded", "RolledBack", "Rescued"],
+    ),
+    case(
+        "failed-restore-is-no-proof",
+        "the restore reports an error; only the proof that nothing of it runs lets the rescue begin",
+        broken_target,
+        &["Rescued"],
+    ),
+    case(
+        "fresh-start",
+        "the target's runtime starts the checkpoint image afresh",
+        fresh_target,
+        &["Rescued"],
+    ),
+    case(
+        "worker-dies-around-an-effect",
+        "the source's worker dies between pause and report",
+        || in_phase(Phase::Holding, 150, kill("worker-node1")),
+        &["Succeeded", "RolledBack"],
+    ),
+    case(
+        "worker-forgets",
+        "the source's worker loses its journal while it holds the pod",
+        || in_phase(Phase::Holding, 150, Misfortune::Forget(SOURCE.to_owned())),
+        &["RolledBack"],
+    ),
+    case(
+        "nobody-thaws",
+        "every process of ours dies while the pod is held, and comes back",
+        everybody_dies,
+        &["Succeeded", "RolledBack"],
+    ),
+    case(
+        "held-container-is-killed",
+        "a held container is killed by the kubelet or for want of memory",
+        held_is_killed,
+        &["RolledBack"],
+    ),
+    case(
+        "user-deletes-the-source",
+        "the user deletes the pod while it is held",
+        || in_phase(Phase::Holding, 100, delete()),
+        &["Abandoned", "RolledBack"],
+    ),
+    case(
+        "user-deletes-at-the-commit",
+        "the user deletes the pod when its source's object is about to go",
+        || in_phase(Phase::Restoring, 3, delete()),
+        &["Abandoned", "RolledBack", "Succeeded"],
+    ),
+    case(
+        "user-deletes-the-target",
+        "the user deletes the restored pod before the log knows that it was restored, and the leader dies",
+        target_is_deleted,
+        &["Abandoned"],
+    ),
+    case(
+        "deposed-leader-writes-late",
+        "the leader is cut off from its peers at the commit, and its calls arrive late",
+        deposed,
+        &["Succeeded"],
+    ),
+    case(
+        "disarmed-name-is-asked-again",
+        "the target's node reboots after the end: its kubelet asks for the checkpoint's name again",
+        || {
+            in_phase(
+                Phase::Succeeded,
+                300,
+                Misfortune::Reboot("node2".to_owned()),
+            )
+        },
+        &["Succeeded"],
+    ),
+    case(
+        "chain",
+        "a moved pod is moved on, and back, and on",
+        chain,
+        &["Succeeded"],
+    ),
+    case(
+        "kubelet-starts-it-again",
+        "the source's kubelet stands still at the commit and hears of the deletion late",
+        || {
+            let halt = Misfortune::HaltKubelet(SOURCE.to_owned(), 3_000);
+            in_phase(Phase::Restoring, 0, halt)
+        },
+        &["Succeeded"],
+    ),
+    case(
+        "store-is-cut-off-in-the-hold",
+        "the store refuses everything while the checkpoint is stored",
+        || in_phase(Phase::Holding, 60, Misfortune::StoreBad(1_000, 4_000)),
+        &["RolledBack"],
+    ),
+];
+
+const SOURCE: &str = "node1";
+
+fn three() -> Schedule {
+    let mut schedule = Schedule::quiet(1);
+    schedule.peers = 3;
+    schedule.calm_at_ms = 12_000;
+    // Once somebody leads.
+    schedule.pods[0].moves[0].after_ms = 2_500;
+    schedule
+}
+
+fn in_phase(phase: Phase, after_ms: u64, what: Misfortune) -> Schedule {
+    let mut schedule = three();
+    let when = When::Phase("m1".to_owned(), phase, after_ms);
+    schedule.misfortunes.push((when, what));
+    schedule
+}
+
+fn kill(process: &str) -> Misfortune {
+    Misfortune::Kill(process.to_owned())
+}
+
+fn delete() -> Misfortune {
+    Misfortune::DeletePod("pod1".to_owned())
+}
+
+fn broken_target() -> Schedule {
+    let mut schedule = three();
+    schedule.nodes[1].breaks_restores = true;
+    schedule
+}
+
+fn fresh_target() -> Schedule {
+    let mut schedule = three();
+    schedule.nodes[1].starts_afresh = true;
+    schedule
+}
+
+fn everybody_dies() -> Schedule {
+    let mut schedule = three();
+    for process in ["peer1", "peer2", "peer3", "worker-node1", "worker-node2"] {
+        let when = When::Phase("m1".to_owned(), Phase::Delivering, 1);
+        schedule.misfortunes.push((when, kill(process)));
+    }
+    schedule
+}
+
+fn held_is_killed() -> Schedule {
+    let mut schedule = three();
+    schedule.nodes[0].dies_frozen = true;
+    let when = When::Phase("m1".to_owned(), Phase::Delivering, 0);
+    let accident = Misfortune::Accident(SOURCE.to_owned());
+    schedule.misfortunes.push((when, accident));
+    schedule
+}
+
+fn target_is_deleted() -> Schedule {
+    let mut schedule = in_phase(Phase::Restoring, 180, kill("leader"));
+    let when = When::Phase("m1".to_owned(), Phase::Restoring, 400);
+    schedule.misfortunes.push((when, delete()));
+    schedule
+}
+
+fn deposed() -> Schedule {
+    let cut = Misfortune::Isolate("leader".to_owned(), 4_000);
+    let mut schedule = in_phase(Phase::Restoring, 30, cut);
+    schedule.faults.is_calm = false;
+    schedule.faults.api_slow_ms = 900;
+    schedule
+}
+
+fn chain() -> Schedule {
+    let mut schedule = three();
+    let again = Move {
+        after_ms: 400,
+        ..schedule.pods[0].moves[0].clone()
+    };
+    schedule.pods[0].moves.extend([again.clone(), again]);
+    schedule
+}

@@ -1,0 +1,295 @@
+//! The data path of a simulated node: archives become packs and a manifest, a manifest becomes an image that the
+//! registry answers for. The order of effects is the production data path's; the bytes are not there.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    path::PathBuf,
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use proto::{
+    cri,
+    worker::{
+        Container, Deliver, Delivered, DeliveredImage, Disarm, ExportImages, ExportedImages,
+        HasImages, ImportImages, Span, Tidy, Verified, Verify, Withdraw,
+    },
+};
+use worker::{
+    containerd::TaskState,
+    data::{Data, DataError, ProgressFn, Saved},
+    restore::verify::judge,
+};
+
+use crate::{
+    machine::Hands,
+    mistakes::Mistake,
+    store::Manifest,
+    truth::{self, Content, Entry},
+};
+
+/// A pod deleted with grace 0 is gone after some 3 s; after this the answer is "not proved", as in production.
+const GONE_POLLS: u32 = 40;
+const GONE_POLL: Duration = Duration::from_millis(200);
+
+/// What the registry answers for begins like this.
+#[must_use]
+pub fn prefix(migration: &str) -> String {
+    format!("localhost:5717/longshore/checkpoint/{migration}/")
+}
+
+#[async_trait]
+impl Data for Hands {
+    async fn save(
+        &self,
+        migration: &str,
+        prefix: &str,
+        archives: &[(String, PathBuf)],
+        _progress: &ProgressFn,
+    ) -> Result<Saved, DataError> {
+        let mut memories = BTreeMap::new();
+        let mut packs = Vec::new();
+        let mut pod = String::new();
+        for (container, path) in archives {
+            let archive = self.look(|machine| machine.archives.get(path).cloned());
+            let archive =
+                archive.ok_or_else(|| DataError(format!("the archive of {container} is gone")))?;
+            memories.insert(container.clone(), archive.memory);
+            pod = archive.pod;
+            packs.push(format!("{prefix}packs/{container}"));
+        }
+        let manifest_blake3 = format!("{memories:?}");
+        let manifest_key = format!("{prefix}manifest.json");
+        let saved = Saved {
+            manifest_key: manifest_key.clone(),
+            manifest_blake3: manifest_blake3.clone(),
+            packs: 1,
+            ..Saved::default()
+        };
+        let manifest = Manifest {
+            migration: migration.to_owned(),
+            pod,
+            memories,
+            packs: packs.clone(),
+            blake3: manifest_blake3,
+        };
+        if self.sim.makes(Mistake::CommitBeforeTheManifest) {
+            let (store, key) = (self.store.clone(), manifest_key.clone());
+            tokio::spawn(async move {
+                tokio::time::sleep(Duration::from_secs(3)).await;
+                store.put_manifest(&key, manifest).await
+            });
+            return Ok(saved);
+        }
+        for pack in &packs {
+            self.store.put_pack(pack).await.map_err(DataError)?;
+        }
+        let put = self.store.put_manifest(&manifest_key, manifest).await;
+        put.map_err(DataError)?;
+        Ok(saved)
+    }
+
+    async fn deliver(
+        &self,
+        migration: &str,
+        revision: u64,
+        request: &Deliver,
+        _progress: &ProgressFn,
+    ) -> Result<(Delivered, Vec<Span>), DataError> {
+        let Deliver {
+            pod: _,
+            manifest_key,
+            manifest_blake3,
+        } = request;
+        let manifest = self.store.manifest(manifest_key, manifest_blake3).await;
+        let manifest = manifest.map_err(DataError)?;
+        if manifest.migration != migration {
+            return Err(DataError("it is another migration's".to_owned()));
+        }
+        for pack in &manifest.packs {
+            self.store.pack(pack).await.map_err(DataError)?;
+        }
+        let mut images = Vec::new();
+        for (container, memory) in manifest.memories {
+            let reference = format!("{}{container}:r{revision}", prefix(migration));
+            let content = Content::Checkpoint(memory);
+            self.touch("arm the registry", |inner, node| {
+                let entry = Entry {
+                    migration: migration.to_owned(),
+                    content,
+                };
+                let registry = &mut inner.truth.machine(node).registry;
+                registry.insert(reference.clone(), entry);
+            })
+            .await;
+            self.touch("pull the checkpoint", |inner, node| {
+                let images = &mut inner.truth.machine(node).images;
+                images.insert(reference.clone(), content);
+            })
+            .await;
+            images.push(DeliveredImage {
+                container,
+                image_id: format!("sha256:{reference}"),
+                reference,
+            });
+        }
+        Ok((Delivered { images }, Vec::new()))
+    }
+
+    async fn verify(&self, request: &Verify) -> Result<Verified, DataError> {
+        self.life.edge("verify").await;
+        let Some(pod) = &request.pod else {
+            return Ok(Verified::default());
+        };
+        let prefix = prefix(&request.migration_id);
+        let blind = self.sim.makes(Mistake::FreshTakenForRestored);
+        let running_ns = self.clock_ns();
+        let containers = self.look(|machine| {
+            let local = machine.pods.get(&pod.uid);
+            let judged = pod.containers.iter().map(|wanted| {
+                let all = local.into_iter().flat_map(|local| &local.containers);
+                let attempts = all.filter(|c| c.name == wanted.name);
+                let claim = blind.then_some(&prefix);
+                let statuses: Vec<_> = attempts.map(|c| status(c, claim, running_ns)).collect();
+                judge(&wanted.name, &prefix, &statuses)
+            });
+            judged.collect()
+        });
+        Ok(Verified { containers })
+    }
+
+    async fn disarm(&self, request: &Disarm) -> Result<(), DataError> {
+        for DeliveredImage { reference, .. } in &request.images {
+            self.touch("disarm the registry", |inner, node| {
+                let entry = inner.truth.machine(node).registry.get_mut(reference);
+                if let Some(entry) = entry {
+                    entry.content = Content::Base;
+                }
+            })
+            .await;
+            self.touch("pull the base image", |inner, node| {
+                let images = &mut inner.truth.machine(node).images;
+                images.insert(reference.clone(), Content::Base);
+            })
+            .await;
+        }
+        Ok(())
+    }
+
+    async fn withdraw(&self, migration: &str, request: &Withdraw) -> Result<(), DataError> {
+        self.touch("withdraw from the registry", |inner, node| {
+            let registry = &mut inner.truth.machine(node).registry;
+            registry.retain(|_, entry| entry.migration != migration);
+        })
+        .await;
+        self.forget_images(migration).await;
+        let uid = request.pod.as_ref().map_or("", |pod| pod.uid.as_str());
+        if uid.is_empty() || self.sim.makes(Mistake::WithdrawNotProved) {
+            return Ok(());
+        }
+        for _ in 0..GONE_POLLS {
+            self.life.edge("look for the pod").await;
+            if self.look(|machine| !machine.pods.contains_key(uid)) {
+                return Ok(());
+            }
+            tokio::time::sleep(GONE_POLL).await;
+        }
+        Err(DataError(format!("pod {uid} is not gone from this node")))
+    }
+
+    async fn tidy(&self, migration: &str, request: &Tidy) -> Result<(), DataError> {
+        self.touch("withdraw what is armed", |inner, node| {
+            let registry = &mut inner.truth.machine(node).registry;
+            registry.retain(|_, e| {
+                e.migration != migration || !matches!(e.content, Content::Checkpoint(_))
+            });
+        })
+        .await;
+        self.forget_images(migration).await;
+        if request.store_prefix.is_empty() {
+            return Ok(());
+        }
+        let removed = self.store.remove(&request.store_prefix).await;
+        removed.map_err(DataError)
+    }
+
+    async fn has_images(&self, _request: &HasImages) -> Result<Vec<String>, DataError> {
+        self.life.edge("look for images").await;
+        Ok(Vec::new())
+    }
+
+    async fn running_digests(
+        &self,
+        _containers: &[Container],
+    ) -> Result<HashMap<String, String>, DataError> {
+        Ok(HashMap::new())
+    }
+
+    async fn export_images(
+        &self,
+        _: &str,
+        _: &ExportImages,
+        _: &ProgressFn,
+    ) -> Result<ExportedImages, DataError> {
+        Err(DataError("base images are everywhere".to_owned()))
+    }
+
+    async fn import_images(
+        &self,
+        _: &str,
+        _: &ImportImages,
+        _: &ProgressFn,
+    ) -> Result<(), DataError> {
+        Err(DataError("base images are everywhere".to_owned()))
+    }
+}
+
+impl Hands {
+    async fn forget_images(&self, migration: &str) {
+        let ours = prefix(migration);
+        self.touch("forget images", |inner, node| {
+            let images = &mut inner.truth.machine(node).images;
+            images.retain(|name, content| !name.starts_with(&ours) || *content == Content::Base);
+        })
+        .await;
+    }
+
+    fn clock_ns(&self) -> i64 {
+        use orchestrator::clock::TimeOfDay;
+        i64::try_from(self.clock.unix_ns()).unwrap_or(i64::MAX)
+    }
+}
+
+/// The runtime's record of a container. `claim`: it says that it was restored, whatever is true.
+fn status(
+    container: &truth::Container,
+    claim: Option<&String>,
+    now_ns: i64,
+) -> cri::ContainerStatus {
+    let state = match container.state {
+        TaskState::Created => cri::ContainerState::ContainerCreated,
+        TaskState::Running | TaskState::Paused | TaskState::Pausing => {
+            cri::ContainerState::ContainerRunning
+        }
+        TaskState::Stopped => cri::ContainerState::ContainerExited,
+        TaskState::Unknown => cri::ContainerState::ContainerUnknown,
+    };
+    let from = container.restored_from.as_ref().or(claim);
+    let annotations = from.map(|reference| {
+        HashMap::from([
+            ("restored".to_owned(), "true".to_owned()),
+            ("checkpointImage".to_owned(), reference.clone()),
+        ])
+    });
+    cri::ContainerStatus {
+        id: container.id.clone(),
+        metadata: Some(cri::ContainerMetadata {
+            name: container.name.clone(),
+            attempt: container.attempt,
+        }),
+        state: state.into(),
+        started_at: if container.started { now_ns } else { 0 },
+        annotations: annotations.unwrap_or_default(),
+        ..cri::ContainerStatus::default()
+    }
+}

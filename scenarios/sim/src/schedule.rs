@@ -1,0 +1,255 @@
+//! What a seed draws: the cluster, who moves where and when, and what goes wrong.
+
+use std::collections::BTreeMap;
+
+use orchestrator::consensus::core::{LIMITS, Limits};
+use orchestrator_core::migration::Phase;
+
+use crate::{
+    dice::Dice,
+    faults::{Faults, Misfortune, When},
+};
+
+/// Faults stop at the latest then; a schedule is some seconds, because what costs is time going by.
+const TROUBLE_MS_MAX: u64 = 9_000;
+
+/// A pod at the beginning.
+#[derive(Clone, Debug)]
+pub struct PodSketch {
+    /// Its name.
+    pub name: String,
+    /// Where it runs.
+    pub node: String,
+    /// Its containers.
+    pub containers: Vec<String>,
+    /// Its moves, one after the other: how long after the last one, and where to.
+    pub moves: Vec<Move>,
+}
+
+/// A wish to move.
+#[derive(Clone, Debug)]
+pub struct Move {
+    /// So long after the one before, or the beginning.
+    pub after_ms: u64,
+    /// Which of the other nodes.
+    pub target: u64,
+    /// How long the freeze may last.
+    pub freeze_budget_ms: u64,
+}
+
+/// A node at the beginning.
+#[derive(Clone, Debug)]
+pub struct NodeSketch {
+    /// Its name.
+    pub name: String,
+    /// Frozen processes die of SIGKILL at once.
+    pub dies_frozen: bool,
+    /// Its runtime starts checkpoint images afresh.
+    pub starts_afresh: bool,
+    /// Restores fail on it.
+    pub breaks_restores: bool,
+    /// Its wall clock is off by so much.
+    pub clock_ms: i64,
+}
+
+/// All of it.
+#[derive(Debug)]
+pub struct Schedule {
+    /// From this seed.
+    pub seed: u64,
+    /// Raft peers.
+    pub peers: u64,
+    /// Nodes.
+    pub nodes: Vec<NodeSketch>,
+    /// Pods.
+    pub pods: Vec<PodSketch>,
+    /// What goes wrong when.
+    pub misfortunes: Vec<(When, Misfortune)>,
+    /// What goes wrong now and then.
+    pub faults: Faults,
+    /// From then on nothing goes wrong.
+    pub calm_at_ms: u64,
+    /// When snapshots are taken.
+    pub limits: Limits,
+}
+
+impl Schedule {
+    /// The quietest: one peer, two nodes, one pod, one move, no faults.
+    #[must_use]
+    pub fn quiet(seed: u64) -> Self {
+        let nodes = (1..=2).map(|n| NodeSketch {
+            name: format!("node{n}"),
+            dies_frozen: true,
+            starts_afresh: false,
+            breaks_restores: false,
+            clock_ms: 0,
+        });
+        let mut faults = Faults::default();
+        faults.calm();
+        Self {
+            seed,
+            peers: 1,
+            nodes: nodes.collect(),
+            pods: vec![PodSketch {
+                name: "pod1".to_owned(),
+                node: "node1".to_owned(),
+                containers: vec!["c1".to_owned()],
+                moves: vec![Move {
+                    after_ms: 500,
+                    target: 0,
+                    freeze_budget_ms: 20_000,
+                }],
+            }],
+            misfortunes: Vec::new(),
+            faults,
+            calm_at_ms: 0,
+            limits: LIMITS,
+        }
+    }
+
+    /// What this seed draws.
+    #[must_use]
+    pub fn drawn(seed: u64) -> Self {
+        let mut dice = Dice::new(seed, 1);
+        let dice = &mut dice;
+        let mut schedule = Self::quiet(seed);
+        schedule.peers = if dice.hits(300) { 1 } else { 3 };
+        let nodes = dice.of(2..=3);
+        schedule.nodes = (1..=nodes).map(|n| node(dice, n)).collect();
+        let pods = if dice.hits(250) { 2 } else { 1 };
+        schedule.pods = (1..=pods).map(|n| pod(dice, n, nodes)).collect();
+        if dice.hits(150) {
+            schedule.limits = Limits {
+                entries: dice.of(6..=20),
+                keep: 3,
+                ..LIMITS
+            };
+        }
+        schedule.calm_at_ms = dice.of(2_500..=TROUBLE_MS_MAX);
+        schedule.rates(dice);
+        let misfortunes = *dice.one(&[0, 1, 1, 2, 2, 3, 4, 6]);
+        for _ in 0..misfortunes {
+            let when = when(dice, schedule.calm_at_ms);
+            let what = misfortune(dice, &schedule);
+            schedule.misfortunes.push((when, what));
+        }
+        schedule
+    }
+
+    fn rates(&mut self, dice: &mut Dice) {
+        let faults = &mut self.faults;
+        faults.api_slow_ms = *dice.one(&[10, 30, 100, 400, 3_000]);
+        faults.peers_slow_ms = *dice.one(&[5, 20, 60, 150]);
+        faults.streams_slow_ms = *dice.one(&[5, 20, 100, 400]);
+        if dice.hits(300) {
+            faults.api_per_mille = dice.of(10..=150);
+        }
+        if dice.hits(200) {
+            faults.store_per_mille = dice.of(10..=200);
+        }
+        if dice.hits(100) {
+            faults.dump_per_mille = dice.of(100..=600);
+        }
+        if dice.hits(300) {
+            faults.peers_per_mille = dice.of(10..=200);
+        }
+        if dice.hits(200) {
+            faults.streams_per_mille = dice.of(5..=60);
+        }
+        let mut deaths: BTreeMap<String, Vec<u64>> = BTreeMap::new();
+        let peers = (1..=self.peers).map(|n| format!("peer{n}"));
+        let workers = self.nodes.iter().map(|n| format!("worker-{}", n.name));
+        for process in peers.chain(workers) {
+            if dice.hits(150) {
+                let lives = dice.of(1..=2);
+                let ends = (0..lives).map(|_| dice.of(2..=120)).collect();
+                deaths.insert(process, ends);
+            }
+        }
+        faults.deaths = deaths;
+    }
+}
+
+fn node(dice: &mut Dice, n: u64) -> NodeSketch {
+    let sign = if dice.hits(500) { 1 } else { -1 };
+    NodeSketch {
+        name: format!("node{n}"),
+        dies_frozen: dice.hits(500),
+        starts_afresh: dice.hits(30),
+        breaks_restores: dice.hits(60),
+        clock_ms: sign * i64::try_from(*dice.one(&[0, 0, 3, 40, 900, 300_000])).unwrap_or(0),
+    }
+}
+
+fn pod(dice: &mut Dice, n: u64, nodes: u64) -> PodSketch {
+    let containers = if dice.hits(250) { 2 } else { 1 };
+    let moves = *dice.one(&[1, 1, 1, 2, 2, 3]);
+    PodSketch {
+        name: format!("pod{n}"),
+        node: format!("node{}", dice.of(1..=nodes)),
+        containers: (1..=containers).map(|n| format!("c{n}")).collect(),
+        moves: (0..moves)
+            .map(|_| Move {
+                after_ms: dice.of(100..=1_500),
+                target: dice.of(0..=7),
+                freeze_budget_ms: *dice.one(&[20_000, 20_000, 20_000, 20_000, 3_000]),
+            })
+            .collect(),
+    }
+}
+
+/// Half of them fall into a phase on purpose: by the clock most would miss the few hundred milliseconds that matter.
+fn when(dice: &mut Dice, calm_at_ms: u64) -> When {
+    if dice.hits(500) {
+        return When::At(dice.of(600..=calm_at_ms - 300));
+    }
+    let phases = [
+        Phase::Preparing,
+        Phase::Holding,
+        Phase::Holding,
+        Phase::Delivering,
+        Phase::Restoring,
+        Phase::Restoring,
+        Phase::Restoring,
+        Phase::Rescuing,
+        Phase::Retiring,
+        Phase::Releasing,
+    ];
+    let phase = *dice.one(&phases);
+    let id = *dice.one(&["m1", "m1", "m2", "m11"]);
+    When::Phase(id.to_owned(), phase, dice.of(0..=500))
+}
+
+fn misfortune(dice: &mut Dice, schedule: &Schedule) -> Misfortune {
+    let nodes: Vec<String> = schedule.nodes.iter().map(|n| n.name.clone()).collect();
+    let node = dice.one(&nodes).clone();
+    let peer = if dice.hits(400) {
+        "leader".to_owned()
+    } else {
+        format!("peer{}", dice.of(1..=schedule.peers))
+    };
+    let for_ms = *dice.one(&[300, 1_000, 3_000, 7_000]);
+    match dice.of(0..=15) {
+        0 | 1 => Misfortune::Kill(peer),
+        2 | 3 => Misfortune::Kill(format!("worker-{node}")),
+        4 => Misfortune::Forget(node),
+        5 | 6 => Misfortune::Reboot(node),
+        7 => Misfortune::Accident(node),
+        8 => Misfortune::HaltKubelet(node, for_ms),
+        9 => Misfortune::Cut(format!("peer{}", dice.of(1..=schedule.peers)), node, for_ms),
+        10 => Misfortune::Isolate(peer, for_ms),
+        11 => Misfortune::Isolate(node, for_ms),
+        12 => {
+            let by_ms = *dice.one(&[-3_600_000, -30_000, -500, 500, 30_000, 300_000]);
+            let place = if dice.hits(500) { peer } else { node };
+            Misfortune::Jump(place, by_ms)
+        }
+        13 => Misfortune::ApiDown(for_ms),
+        14 => {
+            let pod = dice.one(&schedule.pods);
+            Misfortune::DeletePod(pod.name.clone())
+        }
+        _ if dice.hits(500) => Misfortune::StoreBad(dice.of(200..=1_000), for_ms),
+        _ => Misfortune::DeleteMigration(usize::try_from(dice.of(1..=2)).unwrap_or(1)),
+    }
+}

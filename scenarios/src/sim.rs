@@ -1,0 +1,67 @@
+//! `lab sim`: builds the simulator and runs it. What it does is `scenarios/sim`.
+//!
+//! It runs production code a hundred thousand times, so our own crates are optimised for it, in one codegen unit as
+//! Cargo.toml says why. Dependencies are those of every other build: a profile of its own would build them all again.
+
+use std::{
+    path::PathBuf,
+    process::{Command, ExitCode},
+};
+
+use anyhow::{Context, Result, bail};
+
+use crate::{cache, s3::target_folder};
+
+const PROGRAM: &str = "lab-sim";
+/// Ours, as Cargo calls them.
+const OPTIMISED: [&str; 5] = [
+    "lab-sim",
+    "longshore-proto",
+    "orchestrator",
+    "orchestrator-core",
+    "worker",
+];
+
+/// The seeds of a CI run: within 10 minutes on 2 cores.
+pub const CI_SEEDS: &str = "0..100000";
+
+fn build() -> Result<PathBuf> {
+    let target = target_folder()?;
+    let mut command = Command::new("cargo");
+    // Selected from the whole workspace, so that dependencies have the features everything else uses.
+    command
+        .current_dir(cache::project())
+        .env("CARGO_TARGET_DIR", &target)
+        .args(["build", "--locked", "--quiet", "--workspace"])
+        .args(["--bin", PROGRAM]);
+    for package in OPTIMISED {
+        for setting in ["opt-level=2", "codegen-units=1"] {
+            command.args([
+                "--config",
+                &format!("profile.dev.package.{package}.{setting}"),
+            ]);
+        }
+    }
+    // What the compiler says goes by: it takes some minutes the first time.
+    let built = command.status().context("start cargo")?;
+    if !built.success() {
+        bail!("build the simulator: cargo ended with {built}");
+    }
+    Ok(target.join("debug").join(PROGRAM))
+}
+
+/// Runs it with these arguments; its exit code is ours.
+pub fn run(arguments: &[String]) -> Result<ExitCode> {
+    let status = Command::new(build()?)
+        .args(arguments)
+        .status()
+        .context("start the simulator")?;
+    let code = status.code().and_then(|code| u8::try_from(code).ok());
+    Ok(code.map_or(ExitCode::FAILURE, ExitCode::from))
+}
+
+/// What CI asks of it: every schedule keeps the promise.
+#[allow(dead_code, reason = "`lab test` calls it once it is wired in")]
+pub fn check() -> Result<bool> {
+    Ok(run(&["--seeds".to_owned(), CI_SEEDS.to_owned()])? == ExitCode::SUCCESS)
+}
