@@ -1,5 +1,5 @@
-//! `lab test`: every test there is. First `cargo test --workspace`, which needs neither root nor a cluster; then the
-//! stories on a real one. The last line counts them together.
+//! `lab test`: every test there is. First `cargo test --workspace` and the simulator, which need neither root nor a
+//! cluster; then the stories on a real one. The last line counts them together.
 
 use std::{
     io::{BufRead, BufReader},
@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 
 use crate::{
-    cache, deploy, down, machine,
+    cache, deploy, down, machine, sim,
     state::Lab,
     steps::Steps,
     stories::{self, Told},
@@ -37,6 +37,12 @@ pub fn test(name: &str, wanted: &[String], stories_only: bool) -> Result<ExitCod
         counted = own;
         if !success {
             broken.push("cargo test --workspace failed".to_owned());
+        }
+        println!("the simulator:");
+        if sim::check()? {
+            counted.passed += 1;
+        } else {
+            broken.push("the simulator found a violation".to_owned());
         }
     }
     let stories = stories::all();

@@ -14,21 +14,24 @@ use super::{Act, Deletion, Ended, RestoredObject};
 
 impl Act<'_> {
     pub(super) async fn rescue(&mut self) -> Result<Outcome, Ended> {
-        let node = self.rescue_node().await?;
         if let Some(made) = self.world.cluster.restored(self.plan, &self.due.id).await? {
             if made.deleted_by_user() {
                 return Err(Ended::pod_deleted(self.plan));
             }
-            if made.node == node && made.given_up {
+            if self.is_dead(&made.node) {
+                self.clear_dead_attempt(&made).await?;
+            } else if made.given_up {
                 let reason = "it was given up before".to_owned();
-                return Err(self.prove_failed(&node, &made.uid, &[], reason).await?);
+                return Err(self
+                    .prove_failed(&made.node, &made.uid, &[], reason)
+                    .await?);
+            } else {
+                // Whatever attempt this is: it may run there by now, and what it did meanwhile must not be lost.
+                let images = self.deliver_to(&made.node).await?;
+                return self.rescued(&made.node, &made.uid, &images).await;
             }
-            if made.node == node {
-                let images = self.deliver_to(&node).await?;
-                return self.rescued(&node, &made.uid, &images).await;
-            }
-            self.clear_earlier_attempt(&made).await?;
         }
+        let node = self.rescue_node().await?;
         match self
             .world
             .cluster
@@ -51,8 +54,8 @@ impl Act<'_> {
         self.rescued(&node, &created, &images).await
     }
 
-    /// Where this attempt is made: the source's node, the target, the others, in turn and without the dead. A function
-    /// of the attempt, so that an attempt asked again is asked of the same node.
+    /// Where an attempt is made that has no object yet: the source's node, the target, the others, in turn and without
+    /// the dead. A function of the attempt, so that one asked again is asked of the same node.
     async fn rescue_node(&self) -> Result<NodeName, Ended> {
         let mut nodes = vec![self.plan.source.clone(), self.plan.target.clone()];
         nodes.retain(|node| !self.is_dead(node));
@@ -70,21 +73,14 @@ impl Act<'_> {
         Ok(nodes.swap_remove(turn % count))
     }
 
-    /// Left from before a crash, or by an attempt on a node that died since: proved not to run before anything else.
-    async fn clear_earlier_attempt(&mut self, made: &RestoredObject) -> Result<(), Ended> {
-        let deleted = self
-            .world
-            .cluster
-            .delete_restored(self.plan, &made.uid, &self.due.id)
-            .await?;
-        if deleted == Deletion::ByUser {
-            return Err(Ended::pod_deleted(self.plan));
+    /// Left by an attempt on a node that died since: nothing runs there, by a person's word.
+    async fn clear_dead_attempt(&mut self, made: &RestoredObject) -> Result<(), Ended> {
+        let (plan, id) = (self.plan, &self.due.id);
+        let cluster = &self.world.cluster;
+        match cluster.delete_restored(plan, &made.uid, id).await? {
+            Deletion::Done => Ok(()),
+            Deletion::ByUser => Err(Ended::pod_deleted(plan)),
         }
-        if self.is_dead(&made.node) {
-            return Ok(());
-        }
-        let images = self.migration.images.clone();
-        self.withdraw(&made.node, Some(&made.uid), &images).await
     }
 
     /// Source and target have the base images: the one ran from them, the other was prepared.

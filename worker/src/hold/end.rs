@@ -9,7 +9,7 @@ use proto::worker::{Pod, Release, Released};
 
 use super::{HoldError, Holder, Sight, Timeline, see};
 use crate::{
-    containerd::TaskState,
+    containerd::{Task, TaskState},
     journal::{Entry, HoldFacts, Urgency},
 };
 
@@ -182,19 +182,15 @@ impl Holder {
     }
 
     /// Waits for the proof that the kubelet is ending the pod, after which it starts nothing of it any more: its signal,
-    /// pending in a held process, or the end of all of them.
+    /// pending in a held process, or the end of all of them. The sandbox counts: a container that was killed under the
+    /// hold says nothing about the kubelet, which would start it again as soon as it can.
     async fn kubelet_ends_it(&self, pod: &Pod) -> Result<(), HoldError> {
         let deadline = tokio::time::Instant::now() + KUBELET_ENDS_IT_WITHIN;
         loop {
             let seen = see(self.node.as_ref(), &pod.uid).await?;
             let alive = seen.alive();
-            let containers: Vec<u32> = alive
-                .iter()
-                .filter(|(container, _)| !container.is_sandbox)
-                .map(|(_, task)| task.pid)
-                .collect();
-            if containers.is_empty() || containers.iter().any(|pid| self.node.end_is_pending(*pid))
-            {
+            let ending = |(_, task): &(&_, Task)| self.node.end_is_pending(task.pid);
+            if alive.is_empty() || alive.iter().any(ending) {
                 return Ok(());
             }
             if tokio::time::Instant::now() > deadline {

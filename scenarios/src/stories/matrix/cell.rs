@@ -60,6 +60,10 @@ impl fmt::Display for Cell {
 pub struct Report {
     /// Its name.
     pub cell: String,
+    /// The phase it strikes in.
+    pub phase: &'static str,
+    /// With what.
+    pub fault: Fault,
     /// "Succeeded", "RolledBack", …, with "in doubt until healed, then " before it.
     pub outcome: String,
     /// Paused until restored, by Longshore's own account.
@@ -84,16 +88,30 @@ impl fmt::Display for Report {
 }
 
 impl Report {
-    /// A row of the table.
-    pub fn row(&self) -> String {
-        let verdict = self.violation.as_deref().unwrap_or("kept");
-        format!(
-            "| {} | {} | {} | {:.1} s | {verdict} |\n",
-            self.cell,
-            self.outcome,
-            self.freeze,
-            self.downtime_ms as f64 / 1_000.0
-        )
+    /// Nothing told yet.
+    pub fn of(cell: Cell) -> Self {
+        Self {
+            cell: cell.to_string(),
+            phase: cell.phase,
+            fault: cell.fault,
+            outcome: "not told".to_owned(),
+            freeze: "-".to_owned(),
+            downtime_ms: 0,
+            violation: None,
+            ledger_lost: false,
+        }
+    }
+
+    /// Its place in the matrix.
+    pub fn entry(&self) -> String {
+        match &self.violation {
+            Some(_) => "**violated**".to_owned(),
+            None => format!(
+                "{}, {:.1} s",
+                self.outcome,
+                self.downtime_ms as f64 / 1_000.0
+            ),
+        }
     }
 
     /// For machines.
@@ -102,18 +120,6 @@ impl Report {
             "cell": self.cell, "outcome": self.outcome, "freeze": self.freeze,
             "downtime_ms": self.downtime_ms, "violation": self.violation,
         })
-    }
-
-    #[cfg(test)]
-    pub fn of_test(cell: &str, outcome: &str) -> Self {
-        Self {
-            cell: cell.to_owned(),
-            outcome: outcome.to_owned(),
-            freeze: "-".to_owned(),
-            downtime_ms: 0,
-            violation: None,
-            ledger_lost: false,
-        }
     }
 }
 
@@ -134,14 +140,7 @@ impl Cell {
         left_before: &mut Vec<String>,
     ) -> Report {
         let began_ms = now_ms();
-        let mut report = Report {
-            cell: self.to_string(),
-            outcome: "not told".to_owned(),
-            freeze: "-".to_owned(),
-            downtime_ms: 0,
-            violation: None,
-            ledger_lost: false,
-        };
+        let mut report = Report::of(self);
         let told = self.tell_into(ground, witness, began_ms, &mut report);
         report.ledger_lost = told.is_err();
         let told = told.and_then(|()| nothing_left_but(ground.stage, left_before));

@@ -119,7 +119,7 @@ pub fn faults(lab: &Lab, wanted: &[String], file: Option<&Path>) -> Result<bool>
     let cleared = stage.clear();
     let reports = reports?;
     cleared?;
-    print!("{}", table(&reports));
+    print!("{}", matrix(&reports));
     let violated = reports
         .iter()
         .filter(|report| report.violation.is_some())
@@ -164,13 +164,31 @@ fn tell_on(ground: &Ground<'_>, cells: &[Cell]) -> Result<Vec<Report>> {
     Ok(reports)
 }
 
-/// The table for people and for the repository: a row for each fault, a column for each phase.
-fn table(reports: &[Report]) -> String {
-    let mut text = String::from(
-        "| cell | outcome | freeze | downtime | verdict |\n| --- | --- | --- | --- | --- |\n",
-    );
+/// The matrix for people and for the repository: a row for each fault, a column for each phase; how it ended and for how
+/// long nobody was answered. Violations are told below it, in full.
+fn matrix(reports: &[Report]) -> String {
+    let phases: Vec<&str> = cell::PHASES
+        .into_iter()
+        .filter(|phase| reports.iter().any(|report| report.phase == *phase))
+        .collect();
+    let mut text = format!("| fault | {} |\n", phases.join(" | "));
+    text.push_str(&format!("| --- |{}\n", " --- |".repeat(phases.len())));
+    for fault in fault::FAULTS {
+        let of_fault: Vec<&Report> = reports.iter().filter(|one| one.fault == fault).collect();
+        if of_fault.is_empty() {
+            continue;
+        }
+        let told = phases.iter().map(|phase| {
+            let told = of_fault.iter().find(|report| report.phase == *phase);
+            told.map_or_else(String::new, |report| report.entry())
+        });
+        let told: Vec<String> = told.collect();
+        text.push_str(&format!("| {fault} | {} |\n", told.join(" | ")));
+    }
     for report in reports {
-        text.push_str(&report.row());
+        if let Some(violation) = &report.violation {
+            text.push_str(&format!("\n* {}: {violation}\n", report.cell));
+        }
     }
     text
 }
@@ -306,8 +324,21 @@ mod tests {
     }
 
     #[test]
-    fn a_table_has_a_row_for_every_cell() {
-        let report = Report::of_test("holding-s3-slow", "Succeeded");
-        assert!(table(&[report]).contains("| holding-s3-slow | Succeeded |"));
+    fn a_matrix_has_every_cell_in_its_place_and_violations_in_full() {
+        let cell = |phase, fault| Cell { phase, fault };
+        let mut reports = [
+            Report::of(cell("Holding", fault::Fault::S3Slow)),
+            Report::of(cell("Restoring", fault::Fault::ApiDown)),
+        ];
+        reports[0].outcome = "Succeeded".to_owned();
+        reports[1].violation = Some("two answered".to_owned());
+        let text = matrix(&reports);
+        assert!(text.contains("| fault | Holding | Restoring |"), "{text}");
+        assert!(text.contains("| s3-slow | Succeeded, 0.0 s |  |"), "{text}");
+        assert!(text.contains("| api-down |  | **violated** |"), "{text}");
+        assert!(
+            text.contains("* restoring-api-down: two answered"),
+            "{text}"
+        );
     }
 }
