@@ -21,12 +21,12 @@ Exit codes:
 const RESOLVE: &str = "\
 Say that a node of a migration in doubt is dead, so that it goes on without that node.
 
-Longshore never takes silence for death: a node that is cut off still holds its pod, and whoever went on without it might
-run the pod twice. Only a person can know that a node is powered off, destroyed or otherwise fenced. With that word:
+Longshore never takes silence for death: a node that is cut off still holds its pod, and whoever went on without it might run \
+the pod twice. Only a person can know that a node is powered off, destroyed or otherwise fenced.
 
-  --source-is-dead  with a stored checkpoint, the pod is restored on the target (or another node); without one, the pod
-                    ends with its node, as it would without Longshore
-  --target-is-dead  before the commit, the migration is undone; after it, the pod is restored on the source node
+With --source-is-dead the pod is restored on the target, or on another node, from its stored checkpoint; where there is none \
+yet, it ends with its node, as it would without Longshore. With --target-is-dead the migration is undone before its commit, and \
+after it the pod is restored on the source node.
 
 A node that comes back all the same stays fenced: what it holds is destroyed once its worker is back.";
 
