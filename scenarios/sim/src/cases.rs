@@ -82,7 +82,7 @@ pub const CASES: [Case; 17] = [
         "held-container-is-killed",
         "a held container is killed by the kubelet or for want of memory",
         held_is_killed,
-        &["RolledBack"],
+        &["Rescued", "RolledBack"],
     ),
     case(
         "user-deletes-the-source",

@@ -182,15 +182,16 @@ impl Holder {
     }
 
     /// Waits for the proof that the kubelet is ending the pod, after which it starts nothing of it any more: its signal,
-    /// pending in a held process, or the end of all of them. The sandbox counts: a container that was killed under the
-    /// hold says nothing about the kubelet, which would start it again as soon as it can.
+    /// pending in a held process, or, where nothing is left alive, the end of the pod's frozen cgroup. A container that was
+    /// killed under the hold, and its sandbox with it, say nothing about the kubelet, which would start them again in a
+    /// cgroup that lets them run. Thawed, it was destroyed before: this is a repetition.
     async fn kubelet_ends_it(&self, pod: &Pod) -> Result<(), HoldError> {
         let deadline = tokio::time::Instant::now() + KUBELET_ENDS_IT_WITHIN;
         loop {
             let seen = see(self.node.as_ref(), &pod.uid).await?;
             let alive = seen.alive();
             let ending = |(_, task): &(&_, Task)| self.node.end_is_pending(task.pid);
-            if alive.is_empty() || alive.iter().any(ending) {
+            if alive.iter().any(ending) || (alive.is_empty() && !self.is_locked(pod)?) {
                 return Ok(());
             }
             if tokio::time::Instant::now() > deadline {
@@ -199,6 +200,13 @@ impl Holder {
                 });
             }
             tokio::time::sleep(POLL).await;
+        }
+    }
+
+    fn is_locked(&self, pod: &Pod) -> Result<bool, HoldError> {
+        match self.node.find_cgroup(&pod.uid)? {
+            Some(cgroup) => self.node.is_frozen(&cgroup, &pod.uid),
+            None => Ok(false),
         }
     }
 

@@ -401,9 +401,27 @@ async fn nothing_is_killed_or_thawed_before_the_kubelet_has_begun_to_end_the_pod
     tokio::time::sleep(Duration::from_millis(400)).await;
     assert_eq!(bench.shared.freezer(), "FROZEN");
     bench.the_kubelet_ends_it();
+    while bench.shared.freezer() == "FROZEN" {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
     bench.shared.world().states.clear();
     destroying.await.unwrap().unwrap();
-    assert_eq!(bench.shared.freezer(), "THAWED");
+}
+
+#[tokio::test]
+async fn a_pod_killed_under_its_hold_is_not_thawed_before_its_kubelet_has_removed_it() {
+    let bench = Bench::new();
+    bench.hold().await.unwrap();
+    bench.shared.world().states.clear();
+    let holder = bench.holder.clone();
+    let destroying =
+        tokio::spawn(async move { holder.destroy("m", &pod(), &mut Timeline::default()).await });
+    tokio::time::sleep(Duration::from_millis(400)).await;
+    assert!(!destroying.is_finished());
+    assert_eq!(bench.shared.freezer(), "FROZEN");
+    let pods = bench.folder.path().join("freezer/kubepods");
+    fs::remove_dir_all(pods.join(format!("pod{UID}"))).unwrap();
+    destroying.await.unwrap().unwrap();
 }
 
 #[tokio::test]

@@ -195,6 +195,10 @@ impl Cell {
             _ => None,
         };
         let flags = ["--timeout", TIMEOUT, "--max-freeze", MAX_FREEZE];
+        if self.phase == "Releasing" {
+            // It holds on until it is aborted, for the store says nothing.
+            ground.relay.set(Mode::Silent);
+        }
         let mut journey = Journey::begin(stage, "ledger", to, &flags)?;
         let broken = match self.phase {
             "Releasing" => self.strike_while_releasing(ground, &mut journey, &aim)?,
@@ -238,8 +242,25 @@ impl Cell {
         })
     }
 
-    /// A migration is aborted while the store says nothing, and struck while it is undone.
+    /// A migration is aborted under the silent store, and struck while it is undone.
     fn strike_while_releasing<'a>(
+        self,
+        ground: &'a Ground<'_>,
+        journey: &mut Journey<'_>,
+        aim: &Aim,
+    ) -> Result<super::fault::Broken<'a>> {
+        let struck = self.abort_and_strike(ground, journey, aim);
+        let of_the_store = matches!(
+            self.fault,
+            Fault::S3Refusing | Fault::S3Slow | Fault::S3Cut | Fault::S3Garbage
+        );
+        if struck.is_err() || !of_the_store {
+            ground.relay.set(Mode::Good);
+        }
+        struck
+    }
+
+    fn abort_and_strike<'a>(
         self,
         ground: &'a Ground<'_>,
         journey: &mut Journey<'_>,
@@ -247,7 +268,6 @@ impl Cell {
     ) -> Result<super::fault::Broken<'a>> {
         let stage = ground.stage;
         journey.reaches("Holding")?;
-        ground.relay.set(Mode::Silent);
         thread::sleep(Duration::from_millis(300));
         let object = journey.name()?.to_owned();
         let within = Duration::from_secs(10);
@@ -259,18 +279,9 @@ impl Cell {
             &object,
             "--wait=false",
         ];
-        let struck = stage
-            .cluster
-            .run_within(within, &asked)
-            .and_then(|_| journey.reaches("Releasing"))
-            .and_then(|()| self.fault.strike(stage, &ground.relay, aim));
-        if !matches!(
-            self.fault,
-            Fault::S3Refusing | Fault::S3Slow | Fault::S3Cut | Fault::S3Garbage
-        ) {
-            ground.relay.set(Mode::Good);
-        }
-        struck
+        stage.cluster.run_within(within, &asked)?;
+        journey.reaches("Releasing")?;
+        self.fault.strike(stage, &ground.relay, aim)
     }
 }
 
