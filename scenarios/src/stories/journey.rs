@@ -159,6 +159,11 @@ impl Seen {
         self.0["status"]["phase"].as_str().unwrap_or_default()
     }
 
+    /// Its object's name.
+    pub fn name(&self) -> &str {
+        self.0["metadata"]["name"].as_str().unwrap_or_default()
+    }
+
     /// Paused until restored, as the status has it.
     pub fn freeze(&self) -> Option<&str> {
         self.0["status"]["freeze"].as_str()

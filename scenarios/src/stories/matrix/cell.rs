@@ -127,6 +127,7 @@ impl Report {
 struct Ended {
     seen: Seen,
     doubted: bool,
+    object_is_there: bool,
     /// The words of a command that went wrong in itself.
     words: String,
 }
@@ -162,7 +163,12 @@ impl Cell {
         let from = stage.node_of("ledger")?;
         let to = Ground::other(&from);
         let ended = self.migrate(ground, &from, &to)?;
-        let phase = ended.seen.phase().to_owned();
+        let phase = match ended.seen.phase() {
+            // Deleted by the abort, the object goes with the end, which nobody may have seen: an undo has one end only.
+            "Releasing" if self.phase == "Releasing" && !ended.object_is_there => "RolledBack",
+            phase => phase,
+        }
+        .to_owned();
         report.outcome = match ended.doubted {
             true => format!("in doubt until healed, then {phase}"),
             false => phase.clone(),
@@ -235,9 +241,14 @@ impl Cell {
         }
         drop(broken);
         let (migrated, seen) = journey.end()?;
+        let object_is_there = stage
+            .migrations()?
+            .iter()
+            .any(|object| object["metadata"]["name"] == seen.name());
         Ok(Ended {
             seen,
             doubted,
+            object_is_there,
             words: migrated.text,
         })
     }
