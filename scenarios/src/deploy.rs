@@ -43,7 +43,9 @@ const IMAGES: &[(&str, &[&str])] = &[
 const AUTHORITIES: &str = "/etc/ssl/certs/ca-certificates.crt";
 /// Applying some thirty objects, among them resource definitions the API server must learn first.
 const APPLY_WITHIN: Duration = Duration::from_secs(60);
-const READY_WITHIN_S: u64 = 90;
+/// Three peers one after the other, on kubelets that may still wait to dial an API server that was away (some 30 s each),
+/// and a worker on each node.
+const READY_WITHIN_S: u64 = 300;
 
 /// An S3 server other than the lab's. Its keys come from the environment, for flags are seen by every process.
 #[derive(Clone, Debug, clap::Args)]
