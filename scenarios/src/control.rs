@@ -109,6 +109,9 @@ fn start_etcd(lab: &mut Lab) -> Result<()> {
 }
 
 /// Starts the controllers and the scheduler; they find the API when it is there.
+///
+/// Those that run are left alone: a scheduler ends itself when it missed the deletion of a pod whose name is on another
+/// node by now ("cache is corrupted"), which an API server that was away brings about, and is to be started again.
 pub fn start_controllers(lab: &mut Lab) -> Result<()> {
     let pki = Pki::of(&lab.folder()?);
     let file = |name: &str| pki.file(name).display().to_string();
@@ -193,6 +196,10 @@ pub fn wait_listening(lab: &Lab, component: &str, address: SocketAddr) -> Result
 }
 
 fn start_kube(lab: &mut Lab, component: &str, program: &str, arguments: &[String]) -> Result<()> {
+    let running = lab.processes.get(component);
+    if component != "apiserver" && running.is_some_and(|process| process.is_alive()) {
+        return Ok(());
+    }
     let path = kube_program(lab, program)?;
     let mut command = process::in_group(lab, UNIT)?;
     command.arg(path).args(arguments);

@@ -159,6 +159,7 @@ impl Cell {
         report: &mut Report,
     ) -> Result<()> {
         let stage = ground.stage;
+        ground.controllers_run()?;
         all_well(stage)?;
         let from = stage.node_of("ledger")?;
         let to = Ground::other(&from);

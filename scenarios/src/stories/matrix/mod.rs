@@ -28,6 +28,7 @@ use super::{
     witness::Witness,
 };
 use crate::{
+    control,
     deploy::{self, Store},
     site::{S3_PORT, Site},
     state::Lab,
@@ -224,6 +225,7 @@ impl<'a> Ground<'a> {
 
     /// As it was.
     fn restore(self) -> Result<()> {
+        self.controllers_run()?;
         for n in self.stage.lab.site.node_numbers() {
             let undo = format!("umount -l {SMALL_DISK} || true; rm -f {CLOCK_FILE}");
             shell(&self.stage.lab, n, &undo)?;
@@ -231,6 +233,11 @@ impl<'a> Ground<'a> {
         self.fake_clocks(false)?;
         deploy::deploy_built(&self.stage.lab, None, &Steps::start())?;
         self.renew_workers()
+    }
+
+    /// As an ordinary control plane's kubelet sees to it.
+    fn controllers_run(&self) -> Result<()> {
+        control::start_controllers(&mut Lab::expect(&self.stage.lab.site.name)?)
     }
 
     fn renew_workers(&self) -> Result<()> {
