@@ -71,8 +71,7 @@ pub fn start_api(lab: &mut Lab) -> Result<()> {
 
 /// One that runs is left alone: a story kills the API server without it.
 fn start_etcd(lab: &mut Lab) -> Result<()> {
-    let running = lab.processes.get("etcd");
-    if running.is_some_and(|process| process.is_alive()) {
+    if lab.runs("etcd") {
         return Ok(());
     }
     let base = lab
@@ -145,8 +144,13 @@ pub fn start_controllers(lab: &mut Lab) -> Result<()> {
         "--use-service-account-credentials".into(),
     ]);
     let scheduler = clients("scheduler");
-    start_kube(lab, "controllers", "kube-controller-manager", &controllers)?;
-    start_kube(lab, "scheduler", "kube-scheduler", &scheduler)
+    if !lab.runs("controllers") {
+        start_kube(lab, "controllers", "kube-controller-manager", &controllers)?;
+    }
+    if !lab.runs("scheduler") {
+        start_kube(lab, "scheduler", "kube-scheduler", &scheduler)?;
+    }
+    Ok(())
 }
 
 /// Starts the registry for ordinary images.
@@ -196,10 +200,6 @@ pub fn wait_listening(lab: &Lab, component: &str, address: SocketAddr) -> Result
 }
 
 fn start_kube(lab: &mut Lab, component: &str, program: &str, arguments: &[String]) -> Result<()> {
-    let running = lab.processes.get(component);
-    if component != "apiserver" && running.is_some_and(|process| process.is_alive()) {
-        return Ok(());
-    }
     let path = kube_program(lab, program)?;
     let mut command = process::in_group(lab, UNIT)?;
     command.arg(path).args(arguments);

@@ -272,11 +272,7 @@ pub fn inside(lab: &Lab, n: u8) -> Result<Command> {
 /// Starts a program of node `n` that doesn't run; one that does is left alone.
 pub fn start(lab: &mut Lab, n: u8, program: Program) -> Result<()> {
     let component = program.component(n);
-    if lab
-        .processes
-        .get(&component)
-        .is_some_and(|process| process.is_alive())
-    {
+    if lab.runs(&component) {
         return Ok(());
     }
     let mut command = inside(lab, n)?;

@@ -26,6 +26,16 @@ const OPTIMISED: [&str; 5] = [
 /// done for a moment (ARCHITECTURE.md, known holes): with that closed this becomes 0..100000.
 const TEST_SEEDS: &str = "0..9000";
 
+/// Lets cargo build these packages of ours as they would be shipped.
+pub fn optimise(cargo: &mut Command, packages: &[&str]) {
+    for package in packages {
+        for setting in ["opt-level=2", "codegen-units=1"] {
+            let setting = format!("profile.dev.package.{package}.{setting}");
+            cargo.args(["--config", &setting]);
+        }
+    }
+}
+
 fn build() -> Result<PathBuf> {
     let target = target_folder()?;
     let mut command = Command::new("cargo");
@@ -35,14 +45,7 @@ fn build() -> Result<PathBuf> {
         .env("CARGO_TARGET_DIR", &target)
         .args(["build", "--locked", "--quiet", "--workspace"])
         .args(["--bin", PROGRAM]);
-    for package in OPTIMISED {
-        for setting in ["opt-level=2", "codegen-units=1"] {
-            command.args([
-                "--config",
-                &format!("profile.dev.package.{package}.{setting}"),
-            ]);
-        }
-    }
+    optimise(&mut command, &OPTIMISED);
     // What the compiler says goes by: it takes some minutes the first time.
     let built = command.status().context("start cargo")?;
     if !built.success() {

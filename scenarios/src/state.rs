@@ -80,6 +80,12 @@ impl Lab {
         })
     }
 
+    /// Does this component run?
+    pub fn runs(&self, component: &str) -> bool {
+        let process = self.processes.get(component);
+        process.is_some_and(|process| process.is_alive())
+    }
+
     /// Writes the state down: into a new file, then renamed, so a crash leaves the old or the new one.
     pub fn save(&self) -> Result<()> {
         let folder = self.folder()?;

@@ -67,14 +67,7 @@ impl Act<'_> {
     async fn without_target(&mut self, made: Option<RestoredObject>) -> Result<Ended, Ended> {
         let word = format!("node {} was declared dead", self.plan.target);
         if let Some(made) = made {
-            let deleted = self
-                .world
-                .cluster
-                .delete_restored(self.plan, &made.uid, &self.due.id)
-                .await?;
-            if deleted == Deletion::ByUser {
-                return Err(Ended::pod_deleted(self.plan));
-            }
+            self.delete_restored(&made.uid).await?;
         } else if !self.is_dead(&self.plan.source)
             && self.world.cluster.source(self.plan).await? == SourceObject::Present
         {
@@ -85,6 +78,29 @@ impl Act<'_> {
             ))));
         }
         Ok(Ended::failed("TargetDeclaredDead", word))
+    }
+
+    /// The source's object goes by our hand; a deletion by its user ends the step.
+    pub(super) async fn delete_source(&self) -> Result<(), Ended> {
+        let (plan, id) = (self.plan, &self.due.id);
+        self.ours(self.world.cluster.delete_source(plan, id).await?)
+    }
+
+    /// The same for a restored pod's object.
+    pub(super) async fn delete_restored(&self, uid: &PodUid) -> Result<(), Ended> {
+        let (plan, id) = (self.plan, &self.due.id);
+        self.ours(self.world.cluster.delete_restored(plan, uid, id).await?)
+    }
+
+    #[expect(
+        clippy::result_large_err,
+        reason = "an outcome ends a step: made once, copied once"
+    )]
+    fn ours(&self, deletion: Deletion) -> Result<(), Ended> {
+        match deletion {
+            Deletion::Done => Ok(()),
+            Deletion::ByUser => Err(Ended::pod_deleted(self.plan)),
+        }
     }
 
     async fn hand_over(&mut self, target: &NodeName, images: &[Image]) -> Result<PodUid, Ended> {
@@ -104,15 +120,7 @@ impl Act<'_> {
         }
         self.span("confirm hold", started);
         let started = self.world.clock.unix_ns();
-        match self
-            .world
-            .cluster
-            .delete_source(self.plan, &self.due.id)
-            .await?
-        {
-            Deletion::Done => {}
-            Deletion::ByUser => return Err(Ended::pod_deleted(self.plan)),
-        }
+        self.delete_source().await?;
         self.span("delete source pod", started);
         if held.is_err() {
             // Its object had gone before we asked, by our own hand in an earlier life: its kubelet ends it, and where
@@ -265,15 +273,8 @@ impl Act<'_> {
         reason: String,
     ) -> Result<Ended, Ended> {
         let started = self.world.clock.unix_ns();
-        let deleted = self
-            .world
-            .cluster
-            .delete_restored(self.plan, uid, &self.due.id)
-            .await?;
         // A container that ended, or never came up, may be one whose pod the user deleted: that is obeyed, not undone.
-        if deleted == Deletion::ByUser {
-            return Ok(Ended::pod_deleted(self.plan));
-        }
+        self.delete_restored(uid).await?;
         self.withdraw(node, Some(uid), images).await?;
         self.span("withdraw", started);
         Ok(Ended::failed("RestoreFailed", reason))

@@ -10,7 +10,7 @@ use orchestrator_core::{
     migration::{Done, Image, Outcome},
 };
 
-use super::{Act, Deletion, Ended, RestoredObject};
+use super::{Act, Ended};
 
 impl Act<'_> {
     pub(super) async fn rescue(&mut self) -> Result<Outcome, Ended> {
@@ -19,7 +19,8 @@ impl Act<'_> {
                 return Err(Ended::pod_deleted(self.plan));
             }
             if self.is_dead(&made.node) {
-                self.clear_dead_attempt(&made).await?;
+                // Left by an attempt on a node that died since: nothing runs there, by a person's word.
+                self.delete_restored(&made.uid).await?;
             } else if made.given_up {
                 let reason = "it was given up before".to_owned();
                 return Err(self
@@ -32,15 +33,7 @@ impl Act<'_> {
             }
         }
         let node = self.rescue_node().await?;
-        match self
-            .world
-            .cluster
-            .delete_source(self.plan, &self.due.id)
-            .await?
-        {
-            Deletion::Done => {}
-            Deletion::ByUser => return Err(Ended::pod_deleted(self.plan)),
-        }
+        self.delete_source().await?;
         if !self.is_dead(&self.plan.source) {
             self.destroy_source().await?;
         }
@@ -71,16 +64,6 @@ impl Act<'_> {
             ));
         }
         Ok(nodes.swap_remove(turn % count))
-    }
-
-    /// Left by an attempt on a node that died since: nothing runs there, by a person's word.
-    async fn clear_dead_attempt(&mut self, made: &RestoredObject) -> Result<(), Ended> {
-        let (plan, id) = (self.plan, &self.due.id);
-        let cluster = &self.world.cluster;
-        match cluster.delete_restored(plan, &made.uid, id).await? {
-            Deletion::Done => Ok(()),
-            Deletion::ByUser => Err(Ended::pod_deleted(plan)),
-        }
     }
 
     /// Source and target have the base images: the one ran from them, the other was prepared.

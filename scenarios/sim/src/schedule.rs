@@ -177,7 +177,7 @@ fn node(dice: &mut Dice, n: u64) -> NodeSketch {
         dies_frozen: dice.hits(500),
         starts_afresh: dice.hits(30),
         breaks_restores: dice.hits(60),
-        clock_ms: sign * i64::try_from(*dice.one(&[0, 0, 3, 40, 900, 300_000])).unwrap_or(0),
+        clock_ms: sign * i64::from(*dice.one(&[0, 0, 3, 40, 900, 300_000])),
     }
 }
 

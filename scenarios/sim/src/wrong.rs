@@ -58,7 +58,15 @@ impl Nodes for WrongNodes {
                     keep_if_doomed: false,
                 })
             }
-            kind => kind,
+            step_request::Kind::Hold(_)
+            | step_request::Kind::Deliver(_)
+            | step_request::Kind::Disarm(_)
+            | step_request::Kind::Destroy(_)
+            | step_request::Kind::Release(_)
+            | step_request::Kind::Withdraw(_)
+            | step_request::Kind::Tidy(_)
+            | step_request::Kind::ExportImages(_)
+            | step_request::Kind::ImportImages(_) => kind,
         };
         let report = self
             .workers
@@ -233,7 +241,12 @@ impl Perform for WrongWords {
             Outcome::Unknown(what) if self.sim.makes(Mistake::UnknownTakenForFailed) => {
                 Outcome::Failed(what)
             }
-            outcome => outcome,
+            Outcome::Done(_)
+            | Outcome::Failed(_)
+            | Outcome::Unknown(_)
+            | Outcome::PodDeleted(_)
+            | Outcome::NotBegun(_)
+            | Outcome::Forgotten(_) => outcome,
         };
         self.sim.event(
             "driver",

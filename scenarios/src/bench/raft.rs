@@ -3,6 +3,7 @@
 
 use crate::cache;
 use crate::s3::target_folder;
+use crate::sim::optimise;
 use anyhow::{Context, Result, bail};
 use std::path::{Path, absolute};
 use std::process::Command;
@@ -18,12 +19,7 @@ pub fn bench(json: Option<&Path>) -> Result<()> {
         .env("CARGO_TARGET_DIR", target_folder()?)
         .args(["bench", "--locked", "--quiet", "--workspace"])
         .args(["--profile", "dev", "--bench", "raft"]);
-    for package in OPTIMISED {
-        for setting in ["opt-level=2", "codegen-units=1"] {
-            let setting = format!("profile.dev.package.{package}.{setting}");
-            command.args(["--config", &setting]);
-        }
-    }
+    optimise(&mut command, &OPTIMISED);
     if let Some(file) = json {
         let file = absolute(file).context("find the figures' file")?;
         command.arg("--").arg("--json").arg(file);

@@ -99,10 +99,7 @@ impl Holder {
     /// Why a thaw would not let the pod go on as it was: a container was killed under the hold, or will be by the signal
     /// that waits in it. Only while the outer lock is there: behind it nothing has run since the checkpoint.
     async fn doomed(&self, pod: &Pod) -> Result<Option<String>, HoldError> {
-        let Some(cgroup) = self.node.find_cgroup(&pod.uid)? else {
-            return Ok(None);
-        };
-        if !self.node.is_frozen(&cgroup, &pod.uid)? {
+        if !self.is_locked(pod)? {
             return Ok(None);
         }
         let seen = see(self.node.as_ref(), &pod.uid).await?;
@@ -203,6 +200,7 @@ impl Holder {
         }
     }
 
+    /// Is the outer lock there?
     fn is_locked(&self, pod: &Pod) -> Result<bool, HoldError> {
         match self.node.find_cgroup(&pod.uid)? {
             Some(cgroup) => self.node.is_frozen(&cgroup, &pod.uid),

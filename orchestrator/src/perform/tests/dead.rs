@@ -6,6 +6,7 @@ use std::{sync::Arc, time::Duration};
 use orchestrator_core::{
     id::NodeName,
     migration::{Migration, Phase},
+    refusal::Finding,
     state::Command,
 };
 
@@ -77,6 +78,12 @@ async fn wait(log: &Arc<Log>, until: impl Fn(&Migration) -> bool) -> Migration {
     migration(log)
 }
 
+/// What the janitor finds still there.
+async fn left(model: &Arc<Model>, ended: &Migration) -> Option<Finding> {
+    let world = world(model);
+    world.clear(&ended.id, ended, ended.revision).await
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_source_cut_off_at_the_commit_waits_for_a_persons_word_and_then_moves() {
     let model = Arc::new(Model::new(None));
@@ -87,17 +94,10 @@ async fn a_source_cut_off_at_the_commit_waits_for_a_persons_word_and_then_moves(
     assert!(model.seen().source_alive, "nobody could reach it");
     assert!(ended.left_over.is_some());
 
-    let still = world(&model)
-        .clear(&"m".into(), &ended, ended.revision)
-        .await;
+    let still = left(&model, &ended).await;
     assert!(still.is_some(), "it is still cut off");
     model.heal();
-    assert_eq!(
-        world(&model)
-            .clear(&"m".into(), &ended, ended.revision)
-            .await,
-        None
-    );
+    assert_eq!(left(&model, &ended).await, None);
     assert!(!model.seen().source_alive, "the held source is destroyed");
     assert!(model.seen().violations.is_empty());
 }
@@ -121,12 +121,7 @@ async fn a_target_cut_off_after_the_commit_and_declared_dead_brings_the_pod_back
     assert_eq!(ended.phase, Phase::Rescued, "{:?}", ended.reason);
     assert_eq!(model.restored_on().as_deref(), Some("node1"));
     model.heal();
-    assert_eq!(
-        world(&model)
-            .clear(&"m".into(), &ended, ended.revision)
-            .await,
-        None
-    );
+    assert_eq!(left(&model, &ended).await, None);
     let seen = model.seen();
     assert!(seen.rescued_runs, "{}", seen.history.join("\n"));
 }
@@ -146,12 +141,7 @@ async fn an_undo_whose_source_is_dead_ends_unclean_and_releases_it_when_it_is_ba
     );
     assert!(!model.seen().source_runs);
     model.heal();
-    assert_eq!(
-        world(&model)
-            .clear(&"m".into(), &ended, ended.revision)
-            .await,
-        None
-    );
+    assert_eq!(left(&model, &ended).await, None);
     assert!(model.seen().source_runs, "it is held by nobody any more");
 }
 
@@ -163,11 +153,6 @@ async fn retiring_without_the_source_ends_and_destroys_it_when_it_is_back() {
     assert_eq!(doubted, Phase::Retiring);
     assert_eq!(ended.phase, Phase::Succeeded);
     model.heal();
-    assert_eq!(
-        world(&model)
-            .clear(&"m".into(), &ended, ended.revision)
-            .await,
-        None
-    );
+    assert_eq!(left(&model, &ended).await, None);
     assert!(!model.seen().source_alive);
 }

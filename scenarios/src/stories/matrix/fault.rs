@@ -267,7 +267,7 @@ fn cut(stage: &Stage, n: u8) -> Result<Broken<'_>> {
 }
 
 fn fill_disk(stage: &Stage, n: u8) -> Result<Broken<'_>> {
-    let fill = format!("cat /dev/zero > {FILLER} 2>/dev/null || true; rm -f {FILLER}.no");
+    let fill = format!("cat /dev/zero > {FILLER} 2>/dev/null || true");
     shell(&stage.lab, n, &fill)?;
     Ok(Broken::until(move || {
         shell(&stage.lab, n, &format!("rm -f {FILLER}")).map(drop)

@@ -43,7 +43,7 @@ const BALLAST_MIB: u32 = 24;
 /// The disk that is filled: room for some checkpoints.
 const SMALL_DISK_BYTES: &str = "256m";
 
-/// The short choice that every test run tells: each fault once, each phase at least once.
+/// The short choice that every test run tells: each phase at least once, and of the faults those with most to lose.
 const CHOICE: [&str; 15] = [
     "planned-leader-killed",
     "holding-leader-killed",
