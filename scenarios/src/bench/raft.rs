@@ -1,4 +1,4 @@
-//! `lab bench raft`: what the replicated log costs. The bench itself is `orchestrator/benches/raft.rs`, which knows the
+//! `lab bench raft`: what the replicated log costs. The bench itself is `orchestrator/benches/raft`, which knows the
 //! log; here it is built as it would be shipped, on the dependencies every other build has.
 
 use crate::cache;
