@@ -25,6 +25,7 @@ mod control;
 mod demo;
 mod deploy;
 mod down;
+mod fuzz;
 mod http;
 mod machine;
 mod network;
@@ -145,6 +146,14 @@ enum Verb {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// Feed the page engine's readers with bytes that mean harm, for a while each.
+    Fuzz {
+        /// Which: layout, recipe, manifest, pack, round; all of them unless named.
+        targets: Vec<String>,
+        /// Seconds for each.
+        #[arg(long, default_value_t = 60)]
+        seconds: u32,
+    },
     /// Say what is missing on this machine and how to get it.
     Doctor,
     /// Be a node's first process (the lab calls this itself).
@@ -226,6 +235,7 @@ fn run(name: &str, command: Verb) -> Result<ExitCode> {
             what: Bench::Pod { json, runs },
         } => bench::pod(name, runs, json.as_deref())?,
         Verb::Sim { arguments } => return sim::run(&arguments),
+        Verb::Fuzz { targets, seconds } => return fuzz::run(&targets, seconds),
         Verb::Bench {
             what: Bench::Raft { json },
         } => bench::raft(json.as_deref())?,

@@ -14,10 +14,10 @@
 
 use std::io::{self, Write};
 
-pub mod header;
+pub mod layer;
 pub mod timerfd;
 
-use header::{BLOCK, Header, HeaderError, Kind};
+use pages::tarblock::{self, BLOCK, Header, HeaderError, Kind};
 
 /// A file to be changed is held in memory: config.dump has 1 kB, timerfd.img 60 bytes for each timer.
 pub const EDITED_BYTES_MAX: u64 = 16 << 20;
@@ -49,6 +49,9 @@ pub type Change<'a> = Box<dyn FnMut(&[u8]) -> Result<Option<Vec<u8>>, String> + 
 /// Why an archive is not rewritten.
 #[derive(Debug, thiserror::Error)]
 pub enum ArchiveError {
+    /// The archive can't be read.
+    #[error("read the archive")]
+    Read(#[source] io::Error),
     /// The result can't be written.
     #[error("write the image layer")]
     Write(#[source] io::Error),
@@ -132,6 +135,20 @@ impl<'a, W: Write> Rewriter<'a, W> {
             bytes = &bytes[taken..];
         }
         Ok(())
+    }
+
+    /// Bytes that come next and would be passed on unseen.
+    fn unseen(&self) -> u64 {
+        match self.state {
+            State::Pass { left } => left,
+            State::Header(_) | State::Pax { .. } | State::Edit { .. } | State::Trailer => 0,
+        }
+    }
+
+    /// They were passed on by somebody else.
+    fn skip_unseen(&mut self) {
+        self.at += self.unseen();
+        self.state = State::Header(Vec::new());
     }
 
     /// The archive is over: was it whole, and did it have every file it must have?
@@ -307,10 +324,12 @@ impl<'a, W: Write> Rewriter<'a, W> {
     }
 
     fn read_pax(&mut self, content: &[u8]) -> Result<(), ArchiveError> {
-        for (key, value) in header::pax_records(content).map_err(|source| ArchiveError::Header {
-            at: self.at,
-            source,
-        })? {
+        for (key, value) in
+            tarblock::pax_records(content).map_err(|source| ArchiveError::Header {
+                at: self.at,
+                source,
+            })?
+        {
             if key == b"path" {
                 let path = String::from_utf8(value.to_vec())
                     .map_err(|_| refused("a path that is no text"))?;

@@ -81,7 +81,7 @@ pub struct Config {
     pub store: Store,
 }
 
-/// Where checkpoints are kept; the same variables as everywhere.
+/// Where checkpoints are kept, and for whom they are sealed; the same variables as everywhere.
 #[derive(clap::Args, Clone)]
 pub struct Store {
     /// Address of the S3 service.
@@ -90,6 +90,13 @@ pub struct Store {
     /// Region to sign for.
     #[arg(long = "s3-region", env = "S3_REGION", default_value = "us-east-1")]
     pub region: String,
+    /// Folder with the keys that checkpoints are sealed and opened with: `identity`, and `recipients` if others may, too.
+    #[arg(
+        long = "store-keys",
+        env = "STORE_KEYS",
+        default_value = "/var/run/secrets/longshore-store-keys"
+    )]
+    pub keys_dir: PathBuf,
     /// Bucket that holds the checkpoints.
     #[arg(long = "s3-bucket", env = "S3_BUCKET", default_value = "longshore")]
     pub bucket: String,
@@ -113,6 +120,7 @@ impl std::fmt::Debug for Store {
             endpoint,
             region,
             bucket,
+            keys_dir,
             access_key_id: _,
             secret_access_key: _,
         } = self;
@@ -121,6 +129,7 @@ impl std::fmt::Debug for Store {
             .field("endpoint", endpoint)
             .field("region", region)
             .field("bucket", bucket)
+            .field("keys_dir", keys_dir)
             .finish_non_exhaustive()
     }
 }

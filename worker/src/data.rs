@@ -8,15 +8,20 @@ use proto::worker::{
     Span, Tidy, Verified, Verify, Withdraw,
 };
 
+use pages::{
+    keys::DataKey,
+    manifest::{Manifest, VERSION, wrap},
+};
+
 use crate::{
+    capture::capture,
     content,
     images::Images,
-    manifest::{ContainerArchive, Manifest, VERSION},
     registry::Registry,
     restore::{image::Restorer, verify},
-    save::{pieces_of_file, save},
     spans::{now_unix_ns, span_since},
     store::Store,
+    trust::Trust,
 };
 
 /// Told how far a transfer is: what, bytes done, bytes in all (0: not known).
@@ -114,15 +119,17 @@ pub struct DataPath {
     images: Images,
     registry: Arc<Registry>,
     restorer: Restorer,
+    keys_dir: PathBuf,
 }
 
 impl DataPath {
-    /// Puts the parts together; the caller serves `registry` besides.
+    /// Puts the parts together; the caller serves `registry` besides. `keys_dir` is what [`Trust`] reads.
     pub fn new(
         store: Arc<dyn Store>,
         images: Images,
         registry: Arc<Registry>,
         state_dir: PathBuf,
+        keys_dir: PathBuf,
     ) -> Self {
         let (images_too, registry_too) = (images.clone(), registry.clone());
         let restorer = Restorer {
@@ -130,12 +137,14 @@ impl DataPath {
             images: images_too,
             registry: registry_too,
             state_dir,
+            keys_dir: keys_dir.clone(),
         };
         Self {
             store,
             images,
             registry,
             restorer,
+            keys_dir,
         }
     }
 
@@ -154,63 +163,59 @@ impl Data for DataPath {
         archives: &[(String, PathBuf)],
         progress: &ProgressFn,
     ) -> Result<Saved, DataError> {
-        let mut total = 0;
+        // Before the first byte is read: who has no keys for the checkpoint must not make it.
+        let trust = Trust::load(&self.keys_dir).map_err(DataError::of)?;
+        let key = DataKey::random().map_err(DataError::of)?;
+        let wrapped_key = wrap(&key, &trust.recipients).map_err(DataError::of)?;
+        let mut containers = Vec::new();
+        let mut saved = Saved::default();
+        let sizes = archives.iter().map(|(container, path)| {
+            let size = std::fs::metadata(path).map(|facts| facts.len());
+            size.map_err(|error| {
+                DataError(format!(
+                    "read the archive of container {container}: {error}"
+                ))
+            })
+        });
+        let total: u64 = sizes.sum::<Result<u64, DataError>>()?;
         for (container, path) in archives {
-            let facts = tokio::fs::metadata(path).await;
-            total += facts
-                .map_err(|error| {
-                    DataError(format!(
-                        "read the archive of container {container}: {error}"
-                    ))
-                })?
-                .len();
-        }
-        let sources = archives
-            .iter()
-            .map(|(_, path)| pieces_of_file(path.clone()))
-            .collect();
-        let stored = save(&self.store, prefix, sources, total, progress)
+            let before = saved.raw_bytes;
+            let progress = |done: u64| progress("save", before + done, total);
+            let sent = capture(
+                &self.store,
+                prefix,
+                container,
+                path.clone(),
+                &key,
+                &progress,
+            )
             .await
             .map_err(DataError::of)?;
-        let packs = stored
-            .sources
-            .iter()
-            .map(|source| source.packs.len())
-            .sum::<usize>();
-        let raw_bytes = stored.sources.iter().map(|source| source.size).sum();
-        let containers = archives.iter().zip(stored.sources);
+            saved.raw_bytes += sent.container.size;
+            saved.stored_bytes += sent.stored_bytes;
+            saved.packs += u32::try_from(sent.container.packs.len()).unwrap_or(u32::MAX);
+            saved.spans.extend(sent.spans);
+            containers.push(sent.container);
+        }
         let manifest = Manifest {
             version: VERSION,
             migration: migration.to_owned(),
             created_unix_ns: now_unix_ns(),
-            containers: containers
-                .map(|((container, _), archive)| ContainerArchive {
-                    container: container.clone(),
-                    archive,
-                })
-                .collect(),
+            wrapped_key,
+            containers,
         };
         // The manifest is last: while it is missing there is no checkpoint, however many packs there are.
         let start = now_unix_ns();
-        let bytes = manifest.to_bytes();
-        let manifest_blake3 = blake3::hash(&bytes).to_hex().to_string();
-        let manifest_key = format!("{prefix}manifest.json");
-        let stored_bytes = stored.stored_bytes + bytes.len() as u64;
+        let bytes = manifest.to_bytes(&key);
+        saved.manifest_blake3 = blake3::hash(&bytes).to_hex().to_string();
+        saved.manifest_key = format!("{prefix}manifest");
+        saved.stored_bytes += bytes.len() as u64;
         self.store
-            .put(&manifest_key, bytes.into())
+            .put(&saved.manifest_key, bytes.into())
             .await
             .map_err(DataError::of)?;
-        let mut spans = stored.spans;
-        spans.push(span_since("put manifest", "", start, []));
-        let packs = u32::try_from(packs).unwrap_or(u32::MAX);
-        Ok(Saved {
-            manifest_key,
-            manifest_blake3,
-            raw_bytes,
-            stored_bytes,
-            packs,
-            spans,
-        })
+        saved.spans.push(span_since("put manifest", "", start, []));
+        Ok(saved)
     }
 
     async fn deliver(

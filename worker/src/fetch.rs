@@ -73,10 +73,16 @@ async fn get(
     pack: Pack,
     traffic: Arc<Traffic>,
 ) -> Result<(Pack, Bytes), FetchError> {
+    let stored = object(store.as_ref(), &pack.key, &traffic).await?;
+    Ok((pack, stored))
+}
+
+/// A stored object, whatever it holds. A connection that breaks within it is dialled again.
+pub async fn object(store: &dyn Store, key: &str, traffic: &Traffic) -> Result<Bytes, StoreError> {
     let start = now_unix_ns();
     let mut attempt = 1;
     let stored = loop {
-        match store.get(&pack.key).await {
+        match store.get(key).await {
             Ok(stored) => break stored,
             Err(StoreError {
                 fault: Fault::Unreachable { detail },
@@ -87,15 +93,15 @@ async fn get(
                     key,
                     attempt,
                     detail,
-                    "a pack was lost on its way, asked again"
+                    "an object was lost on its way, asked again"
                 );
                 attempt += 1;
             }
-            Err(error) => return Err(error.into()),
+            Err(error) => return Err(error),
         }
     };
     traffic.count(start, stored.len() as u64);
-    Ok((pack, stored))
+    Ok(stored)
 }
 
 /// The raw bytes of a stored object, or why it is not the object that was stored.

@@ -125,6 +125,7 @@ fn data(config: &Config) -> Result<(Arc<DataPath>, Arc<Registry>)> {
         bucket,
         access_key_id,
         secret_access_key,
+        keys_dir,
     } = config.store.clone();
     let store = S3::new(S3Place {
         endpoint,
@@ -141,6 +142,7 @@ fn data(config: &Config) -> Result<(Arc<DataPath>, Arc<Registry>)> {
         images,
         registry.clone(),
         config.state_dir.clone(),
+        keys_dir,
     );
     Ok((Arc::new(path), registry))
 }

@@ -1,18 +1,17 @@
-//! From packs to a checkpoint image: the archive is put together, proved, and in the same pass becomes the one layer of
-//! an OCI image.
+//! From an archive to a checkpoint image: the archive is gathered and proved, and the one layer of an OCI image is a plan
+//! of its bytes and of ours.
 //!
 //! ```text
-//!                           ┌─► blake3 of the archive ──► equal to what was captured?
-//!  verified packs, in order ┤
-//!                           └─► rewriter ─► sha256 ─► layer.tar.part ──(proved)──► layer.tar ─► config, manifest
+//!  store ─► gather: new bytes, each proved ─► archive (a view) ─► edits ─► layer.json ─► sha256 ─► config, manifest
 //! ```
-//! The rewritten layer differs from the archive where it must (`config.dump` names the base image as this node's
-//! registry serves it) and where CRIU would lose something (timers). The layer gets its name only after the whole
-//! archive was compared with its hash: whoever sees a `layer.tar` sees proved bytes.
+//! The layer differs from the archive where it must (`config.dump` names the base image as this node's registry serves
+//! it) and where CRIU would lose something (timers). It is never written out: the registry reads it through its plan.
+//! Each byte is written once (new bytes, decoded), read once for the digest that images are named by, and once by the
+//! runtime's pull.
 //!
-//! What was built is described in `image.json`, written last and synced. The layer itself is not synced: after a crash
-//! its digest is computed again before it is used, and a layer that lost bytes is built anew. Repeating [`build`] with
-//! the same input gives the same image.
+//! What was built is described in `image.json`, written last and synced. The bytes themselves are not synced: after a
+//! crash the digest is computed again before it is used, and a layer that lost bytes is built anew. Repeating [`build`]
+//! with the same input gives the same image.
 
 use std::{
     fs::{self, File},
@@ -22,27 +21,27 @@ use std::{
 };
 
 use aws_lc_rs::digest::{self, SHA256};
-use bytes::Bytes;
-use futures::StreamExt;
+use pages::source::{ReadAt, View};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use tokio::sync::mpsc;
 
 use crate::{
     archive::{
-        ArchiveError, Edit, Need, Rewriter,
+        self, ArchiveError, Edit, Need,
         timerfd::{repair_files, repair_timers},
     },
-    fetch::{self, FetchError},
-    manifest::Packed,
+    gather::{Archive, GatherError, gather},
     spans::Traffic,
     store::Store,
 };
 
-/// Raw packs between fetching and writing: the writer always has the next one, 2 x 8 MiB.
-const PACKS_WAITING: usize = 2;
+pub mod layer;
+
+use layer::Layer;
+
+/// Read at once while the digest is computed.
+const READ_BYTES: usize = 1 << 20;
 const MANIFEST_MEDIA_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
-const LAYER: &str = "layer.tar";
 const DESCRIPTION: &str = "image.json";
 
 /// What an image is to be made of.
@@ -54,8 +53,8 @@ pub struct Recipe {
     pub revision: u64,
     /// The container in the pod.
     pub container: String,
-    /// Bytes and proof of the archive.
-    pub archive: Packed,
+    /// Where the archive is, and its proof.
+    pub archive: Archive,
     /// What `config.dump` is to name: the base image as this node's registry serves it.
     pub base_reference: String,
     /// The base image's digest and the id the runtime gives it, to compare with what the archive says it ran from.
@@ -68,8 +67,9 @@ pub struct Recipe {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Built {
-    /// Hash of the archive it was made of.
-    pub archive_blake3: String,
+    /// Identity of the archive it was made of.
+    #[serde(alias = "archive_blake3")]
+    pub archive: String,
     /// The base image named in it.
     pub base_reference: String,
     /// Digest and bytes of the layer.
@@ -85,18 +85,14 @@ pub struct Built {
 /// Why there is no image.
 #[derive(Debug, thiserror::Error)]
 pub enum RebuildError {
-    /// Bytes that did not come or are damaged.
-    #[error(transparent)]
-    Fetch(#[from] FetchError),
-    /// All packs were sound, and yet it is not the archive that was captured.
-    #[error(
-        "archive of container {container:?}: {reason}: it is not what was captured and is not used"
-    )]
-    NotTheArchive {
+    /// Bytes that did not come, or are not what was captured.
+    #[error("archive of container {container:?}")]
+    Gather {
         /// Whose.
         container: String,
-        /// What differs.
-        reason: String,
+        /// What is wrong.
+        #[source]
+        source: GatherError,
     },
     /// The archive can't become a layer.
     #[error("turn the archive of container {container:?} into an image layer")]
@@ -144,55 +140,69 @@ pub async fn build(
     progress: &(dyn Fn(u64) + Send + Sync),
 ) -> Result<Built, RebuildError> {
     if let Some(built) = find(&recipe, &folder).await? {
-        progress(recipe.archive.size);
+        progress(recipe.archive.size());
         return Ok(built);
     }
     let room = folder.clone();
-    let needed_bytes = recipe.archive.size;
-    blocking(move || {
-        fs::create_dir_all(&room).map_err(|source| disk("create", &room, source))?;
-        let free_bytes = free_bytes(&room)?;
-        // The comparison is a courtesy, the write decides: others fill disks too.
-        if free_bytes < needed_bytes {
-            Err(RebuildError::DiskFull {
-                path: room,
-                needed_bytes,
-                free_bytes,
-            })
-        } else {
-            Ok(())
-        }
+    let needed_bytes = recipe.archive.size();
+    blocking(move || make_room(&room, needed_bytes)).await?;
+    let files = Unfinished(folder.clone());
+    let new = layer::new_path(&folder);
+    let gathered = gather(store, &recipe.archive, &new, traffic, progress).await;
+    let view = gathered.map_err(|source| not_gathered(&recipe, &folder, source))?;
+    let built = blocking(move || {
+        let layer = write_layer(&recipe, &folder, &view)?;
+        describe(&recipe, &folder, layer)
     })
     .await?;
-    let (sender, receiver) = mpsc::channel(PACKS_WAITING);
-    let mut packs = std::pin::pin!(fetch::packs(store, &recipe.archive, traffic));
-    let (copy, target) = (recipe.clone(), folder.clone());
-    let writer = tokio::task::spawn_blocking(move || write_layer(&copy, &target, receiver));
-    let (mut broken, mut done) = (None, 0);
-    while let Some(pack) = packs.next().await {
-        let Ok(pack) = pack.map_err(|error| broken = Some(error)) else {
-            break;
-        };
-        done += pack.len() as u64;
-        // A writer that gave up says why below.
-        if sender.send(pack).await.is_err() {
-            break;
-        }
-        progress(done);
-    }
-    drop(sender);
-    let layer = writer.await.map_err(|_| RebuildError::Stopped)?;
-    // The fetch's error is the cause, the writer's "too short" its consequence.
-    if let Some(error) = broken {
-        return Err(error.into());
-    }
-    let (layer_digest, layer_size) = layer?;
-    blocking(move || describe(&recipe, &folder, layer_digest, layer_size)).await
+    files.finished();
+    Ok(built)
 }
 
-/// Where the layer of a folder is.
-pub fn layer_path(folder: &Path) -> PathBuf {
-    folder.join(LAYER)
+fn make_room(folder: &Path, needed_bytes: u64) -> Result<(), RebuildError> {
+    // What an earlier attempt left in part must not fill the disk against this one.
+    layer::remove(folder).map_err(|source| disk("clear", folder, source))?;
+    fs::create_dir_all(folder).map_err(|source| disk("create", folder, source))?;
+    let free_bytes = free_bytes(folder)?;
+    // The comparison is a courtesy, the write decides: others fill disks too.
+    if free_bytes < needed_bytes {
+        return Err(RebuildError::DiskFull {
+            path: folder.to_owned(),
+            needed_bytes,
+            free_bytes,
+        });
+    }
+    Ok(())
+}
+
+fn not_gathered(recipe: &Recipe, folder: &Path, source: GatherError) -> RebuildError {
+    let full = |error: &io::Error| error.kind() == io::ErrorKind::StorageFull;
+    let is_full = match &source {
+        GatherError::Disk { source, .. } => full(source),
+        GatherError::Object {
+            source: pages::rebuild::RebuildError::Io { source, .. },
+            ..
+        } => full(source),
+        GatherError::Object { .. }
+        | GatherError::Manifest(_)
+        | GatherError::Sealed { .. }
+        | GatherError::Hash { .. }
+        | GatherError::Store(_)
+        | GatherError::Fetch(_)
+        | GatherError::NotTheArchive { .. }
+        | GatherError::Stopped => false,
+    };
+    if is_full {
+        return RebuildError::DiskFull {
+            path: layer::new_path(folder),
+            needed_bytes: recipe.archive.size(),
+            free_bytes: free_bytes(folder).unwrap_or(0),
+        };
+    }
+    RebuildError::Gather {
+        container: recipe.container.clone(),
+        source,
+    }
 }
 
 /// Bytes an unprivileged writer could still write where `path` is.
@@ -217,90 +227,54 @@ async fn find(recipe: &Recipe, folder: &Path) -> Result<Option<Built>, RebuildEr
         let Ok(built) = serde_json::from_slice::<Built>(&bytes) else {
             return Ok(None);
         };
-        let same = built.archive_blake3 == recipe.archive.blake3
+        let same = built.archive == recipe.archive.identity()
             && built.base_reference == recipe.base_reference;
         if !same || built.config != config(&recipe, &built.layer_digest) {
             return Ok(None);
         }
-        let Ok(mut layer) = File::open(layer_path(&folder)) else {
+        let Ok(layer) = Layer::open(&folder) else {
             return Ok(None);
         };
-        let mut hashing = Hashing::new(io::sink());
-        io::copy(&mut layer, &mut hashing)
-            .map_err(|source| disk("read", &layer_path(&folder), source))?;
-        Ok((hashing.finish() == (built.layer_digest.clone(), built.layer_size)).then_some(built))
+        // A file that lost its end can't be read where its plan says: as good as another digest.
+        let Ok(found) = digest_of(layer.view()) else {
+            return Ok(None);
+        };
+        Ok(
+            (found == built.layer_digest && layer.view().size() == built.layer_size)
+                .then_some(built),
+        )
     })
     .await
 }
 
-/// Writes the layer, compares the archive, and only then gives the layer its name.
+/// Plans the layer, and computes the digest it will be known by.
 fn write_layer(
     recipe: &Recipe,
     folder: &Path,
-    mut packs: mpsc::Receiver<Bytes>,
+    archive: &View,
 ) -> Result<(String, u64), RebuildError> {
-    let part = Part(folder.join("layer.tar.part"));
-    let file = File::create(&part.0).map_err(|source| disk("create", &part.0, source))?;
-    let failed = |source: ArchiveError| {
-        let full = matches!(&source, ArchiveError::Write(error) if error.kind() == io::ErrorKind::StorageFull);
-        if !full {
-            return RebuildError::Archive {
-                container: recipe.container.clone(),
-                source,
-            };
-        }
-        let free_bytes = free_bytes(folder).unwrap_or(0);
-        RebuildError::DiskFull {
-            path: part.0.clone(),
-            needed_bytes: recipe.archive.size,
-            free_bytes,
-        }
-    };
-    let mut hasher = blake3::Hasher::new();
-    let mut size = 0;
-    let mut rewriter = Rewriter::new(Hashing::new(file), edits(recipe));
-    // A fault of the rewriter is remembered until the archive is proved: bytes that were exchanged are to be reported
-    // as that, and not as whatever the tar reader made of them.
-    let mut fault = None;
-    while let Some(pack) = packs.blocking_recv() {
-        hasher.update(&pack);
-        size += pack.len() as u64;
-        if fault.is_none() {
-            fault = rewriter.feed(&pack).err();
-        }
-        if matches!(fault, Some(ArchiveError::Write(_))) {
-            break;
-        }
+    let parts =
+        archive::layer::plan(archive, edits(recipe)).map_err(|source| RebuildError::Archive {
+            container: recipe.container.clone(),
+            source,
+        })?;
+    let at = |source| disk("write the layer's plan in", folder, source);
+    let layer = Layer::write(folder, archive, parts).map_err(at)?;
+    let digest = digest_of(layer.view()).map_err(|source| disk("read", folder, source))?;
+    Ok((digest, layer.view().size()))
+}
+
+fn digest_of(bytes: &View) -> io::Result<String> {
+    let mut context = digest::Context::new(&SHA256);
+    let mut buffer = vec![0; READ_BYTES];
+    let (mut at, size) = (0, bytes.size());
+    while at < size {
+        let window = &mut buffer[..(size - at).min(READ_BYTES as u64) as usize];
+        bytes.read_exact_at(window, at)?;
+        context.update(window);
+        at += window.len() as u64;
     }
-    if let Some(full @ ArchiveError::Write(_)) = fault {
-        return Err(failed(full));
-    }
-    let not_the_archive = |reason: String| RebuildError::NotTheArchive {
-        container: recipe.container.clone(),
-        reason,
-    };
-    if size != recipe.archive.size {
-        return Err(not_the_archive(format!(
-            "it has {size} bytes, expected {}",
-            recipe.archive.size
-        )));
-    }
-    let found = hasher.finalize().to_hex();
-    if found.as_str() != recipe.archive.blake3 {
-        return Err(not_the_archive(format!(
-            "its hash is {found}, expected {}",
-            recipe.archive.blake3
-        )));
-    }
-    let layer = match fault {
-        Some(fault) => Err(fault),
-        None => rewriter.finish(),
-    }
-    .map_err(failed)?
-    .finish();
-    let path = layer_path(folder);
-    fs::rename(&part.0, &path).map_err(|source| disk("name", &path, source))?;
-    Ok(layer)
+    Ok(format!("sha256:{}", hex(context.finish().as_ref())))
 }
 
 fn edits(recipe: &Recipe) -> Vec<Edit<'_>> {
@@ -351,8 +325,7 @@ fn change_config(recipe: &Recipe, content: &[u8]) -> Result<Vec<u8>, String> {
 fn describe(
     recipe: &Recipe,
     folder: &Path,
-    layer_digest: String,
-    layer_size: u64,
+    (layer_digest, layer_size): (String, u64),
 ) -> Result<Built, RebuildError> {
     let config = config(recipe, &layer_digest);
     let manifest = json!({
@@ -379,7 +352,7 @@ fn describe(
     })
     .to_string();
     let built = Built {
-        archive_blake3: recipe.archive.blake3.clone(),
+        archive: recipe.archive.identity().to_owned(),
         base_reference: recipe.base_reference.clone(),
         layer_digest,
         layer_size,
@@ -455,49 +428,18 @@ async fn blocking<T: Send + 'static>(
         .map_err(|_| RebuildError::Stopped)?
 }
 
-/// A file that is gone when its making ends early; after it was renamed there is nothing to remove.
-struct Part(PathBuf);
+/// The files of a layer, gone when its making ends early.
+struct Unfinished(PathBuf);
 
-impl Drop for Part {
+impl Unfinished {
+    fn finished(self) {
+        std::mem::forget(self);
+    }
+}
+
+impl Drop for Unfinished {
     fn drop(&mut self) {
-        let _ = fs::remove_file(&self.0);
-    }
-}
-
-/// Passes bytes on and knows their digest.
-struct Hashing<W> {
-    out: W,
-    context: digest::Context,
-    size: u64,
-}
-
-impl<W: Write> Hashing<W> {
-    fn new(out: W) -> Self {
-        Self {
-            out,
-            context: digest::Context::new(&SHA256),
-            size: 0,
-        }
-    }
-
-    fn finish(self) -> (String, u64) {
-        (
-            format!("sha256:{}", hex(self.context.finish().as_ref())),
-            self.size,
-        )
-    }
-}
-
-impl<W: Write> Write for Hashing<W> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let written = self.out.write(bytes)?;
-        self.context.update(&bytes[..written]);
-        self.size += written as u64;
-        Ok(written)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.out.flush()
+        let _ = layer::remove(&self.0);
     }
 }
 

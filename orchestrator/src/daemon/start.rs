@@ -19,6 +19,7 @@ use crate::{
     k8s::{
         call::{self, CallError, bounded},
         pods::FIELD_MANAGER,
+        store_keys,
     },
     peers::{
         authority,
@@ -159,6 +160,7 @@ pub(super) async fn identity(
                     config.namespace.clone(),
                     authority.certificate.clone(),
                 );
+                tokio::spawn(store_keys::make(client.clone(), config.namespace.clone()));
                 return Ok(Identity::of(&directory, &authority, &names)?);
             }
             Err(error) => {

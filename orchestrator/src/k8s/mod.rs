@@ -23,5 +23,6 @@ pub mod prepull;
 pub mod quantity;
 pub mod resource;
 pub mod status;
+pub mod store_keys;
 pub mod target_pod;
 pub mod view;

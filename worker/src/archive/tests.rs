@@ -71,6 +71,16 @@ fn rewrite(
     rewriter.finish()
 }
 
+/// The same by a plan, put into bytes.
+fn planned(archive: &[u8], replacement: Option<Vec<u8>>) -> Result<Vec<u8>, ArchiveError> {
+    let parts = layer::plan(&archive.to_vec(), edits(replacement))?;
+    let bytes = parts.into_iter().flat_map(|part| match part {
+        layer::Part::Archive(range) => archive[range.start as usize..range.end as usize].to_vec(),
+        layer::Part::Ours(bytes) => bytes,
+    });
+    Ok(bytes.collect())
+}
+
 fn files() -> impl Strategy<Value = Vec<(String, Vec<u8>)>> {
     let name = prop_oneof!["checkpoint/[a-z]{1,8}-[0-9]\\.img", "[a-z]{120}/[a-z]{60}"];
     let file = (name, prop::collection::vec(any::<u8>(), 0..2000));
@@ -99,16 +109,25 @@ proptest! {
     }
 
     #[test]
+    fn a_plan_gives_the_bytes_that_rewriting_gives(files in files(), new in prop::collection::vec(any::<u8>(), 0..1500)) {
+        let archive = archive(&files);
+        let rewritten = rewrite(&archive, Some(new.clone()), &[512]).unwrap();
+        prop_assert_eq!(planned(&archive, Some(new)).unwrap(), rewritten);
+    }
+
+    #[test]
     fn an_archive_cut_short_is_refused(files in files(), lost in 1usize..5000) {
         let archive = archive(&files);
         // The end mark is two blocks; a lost second one is not noticed here, but by the hash of the whole.
         let end = archive.len().saturating_sub(lost.max(BLOCK * 2));
         prop_assert!(rewrite(&archive[..end], None, &[700]).is_err());
+        prop_assert!(planned(&archive[..end], None).is_err());
     }
 
     #[test]
     fn no_bytes_make_it_panic(bytes in prop::collection::vec(any::<u8>(), 0..3000)) {
-        let _ = rewrite(&bytes, None, &[512]);
+        let rewritten = rewrite(&bytes, None, &[512]).ok();
+        prop_assert_eq!(planned(&bytes, None).ok(), rewritten);
     }
 }
 

@@ -1,12 +1,17 @@
 //! From bytes through the store to a layer, and what happens when anything on the way is not as it was.
 
-use std::{collections::HashMap, io::Read};
+use std::{collections::HashMap, io::Read, path::PathBuf};
 
 use proptest::prelude::*;
 
 use super::*;
+use pages::{keys::DataKey, manifest::Container};
+
 use crate::{
-    save::{PACK_RAW_BYTES_MAX, pieces_of_file, save},
+    capture::capture,
+    fetch::FetchError,
+    manifest::Packed,
+    save::{pieces_of_file, save},
     store::memory::Memory,
 };
 
@@ -55,27 +60,42 @@ struct Bench {
 
 impl Bench {
     async fn new(archive: &[u8]) -> Self {
+        Self::with(archive, async |store, path| {
+            let key = DataKey::random().unwrap();
+            let prefix = "checkpoints/m/1/";
+            let sent = capture(store, prefix, "web", path, &key, &|_| {});
+            let container = Box::new(sent.await.unwrap().container);
+            Archive::Paged { container, key }
+        })
+        .await
+    }
+
+    /// As a worker of the first version stored it.
+    async fn of_version_1(archive: &[u8]) -> Self {
+        Self::with(archive, async |store, path| {
+            let pieces = vec![pieces_of_file(path)];
+            let stored = save(store, "checkpoints/m/1/", pieces, 0, &|_, _, _| {}).await;
+            let packed = stored.unwrap().sources.into_iter().next().unwrap();
+            assert_eq!(packed.check("archive"), Ok(()));
+            Archive::Plain(packed)
+        })
+        .await
+    }
+
+    async fn with(
+        archive: &[u8],
+        store: impl AsyncFnOnce(&Arc<dyn Store>, PathBuf) -> Archive,
+    ) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("archive.tar");
         fs::write(&path, archive).unwrap();
         let memory = Arc::new(Memory::default());
-        let store: Arc<dyn Store> = memory.clone();
-        let stored = save(
-            &store,
-            "checkpoints/m/1/",
-            vec![pieces_of_file(path)],
-            0,
-            &|_, _, _| {},
-        )
-        .await
-        .unwrap();
-        let packed = stored.sources.into_iter().next().unwrap();
-        assert_eq!(packed.check("archive"), Ok(()));
+        let shared: Arc<dyn Store> = memory.clone();
         let recipe = Recipe {
             migration: "m".to_owned(),
             revision: 1,
             container: "web".to_owned(),
-            archive: packed,
+            archive: store(&shared, path).await,
             base_reference: format!("localhost:5717/longshore/base/web@{BASE}"),
             base_digest: BASE.to_owned(),
             base_image_id: "sha256:1d".to_owned(),
@@ -84,6 +104,26 @@ impl Bench {
             memory,
             folder,
             recipe,
+        }
+    }
+
+    fn paged(&mut self) -> &mut Container {
+        match &mut self.recipe.archive {
+            Archive::Paged { container, .. } => container,
+            Archive::Plain(_) => panic!("not of this version"),
+        }
+    }
+
+    /// Keys of everything the archive consists of.
+    fn objects(&self) -> Vec<String> {
+        match &self.recipe.archive {
+            Archive::Paged { container, .. } => {
+                let objects = container.packs.iter().chain([&container.recipe]);
+                objects.map(|object| object.key.clone()).collect()
+            }
+            Archive::Plain(Packed { packs, .. }) => {
+                packs.iter().map(|pack| pack.key.clone()).collect()
+            }
         }
     }
 
@@ -104,7 +144,10 @@ impl Bench {
     }
 
     fn layer(&self) -> Vec<u8> {
-        fs::read(layer_path(&self.target())).unwrap()
+        let layer = Layer::open(&self.target()).unwrap();
+        let mut bytes = vec![0; layer.view().size() as usize];
+        layer.view().read_exact_at(&mut bytes, 0).unwrap();
+        bytes
     }
 
     /// Neither a layer nor a part of one.
@@ -127,7 +170,7 @@ proptest! {
     fn a_layer_holds_what_was_captured_and_names_this_nodes_base(pages in prop::collection::vec(any::<u8>(), 0..40_000)) {
         run(async {
             let archive = checkpoint(&pages, &format!("registry/web@{BASE}"));
-            let bench = Bench::new(&archive).await;
+            for bench in [Bench::new(&archive).await, Bench::of_version_1(&archive).await] {
             let built = bench.build().await.unwrap();
             let layer = bench.layer();
             assert_eq!(built.layer_digest, sha256(&layer));
@@ -138,63 +181,79 @@ proptest! {
             assert_eq!(config["rootfsImageName"], "registry/web:1");
             before.remove("config.dump");
             assert_eq!(before, after);
+            }
         });
     }
 
     #[test]
-    fn a_flipped_bit_in_a_stored_pack_is_refused(pages in prop::collection::vec(any::<u8>(), 0..4_000), at in any::<prop::sample::Index>(), bit in 0..8u8) {
+    fn a_flipped_bit_in_any_stored_object_is_refused(pages in prop::collection::vec(any::<u8>(), 0..4_000), which in any::<prop::sample::Index>(), at in any::<prop::sample::Index>(), bit in 0..8u8) {
         run(async {
-            let bench = Bench::new(&checkpoint(&pages, &format!("registry/web@{BASE}"))).await;
-            let key = &bench.recipe.archive.packs[0].key;
-            assert!(bench.memory.spoil(key, |bytes| { let at = at.index(bytes.len()); bytes[at] ^= 1u8 << bit; }));
-            let error = bench.build().await.unwrap_err();
-            assert!(matches!(error, RebuildError::Fetch(FetchError::Damaged { .. })), "{error}");
-            assert!(bench.is_clean());
+            let archive = checkpoint(&pages, &format!("registry/web@{BASE}"));
+            for bench in [Bench::new(&archive).await, Bench::of_version_1(&archive).await] {
+                let objects = bench.objects();
+                let key = &objects[which.index(objects.len())];
+                assert!(bench.memory.spoil(key, |bytes| { let at = at.index(bytes.len()); bytes[at] ^= 1u8 << bit; }));
+                assert_refused(&bench).await;
+            }
         });
     }
 
     #[test]
-    fn a_truncated_pack_is_refused(pages in prop::collection::vec(any::<u8>(), 0..4_000), at in any::<prop::sample::Index>()) {
+    fn a_truncated_object_is_refused(pages in prop::collection::vec(any::<u8>(), 0..4_000), which in any::<prop::sample::Index>(), at in any::<prop::sample::Index>()) {
         run(async {
-            let bench = Bench::new(&checkpoint(&pages, &format!("registry/web@{BASE}"))).await;
-            let key = &bench.recipe.archive.packs[0].key;
-            assert!(bench.memory.spoil(key, |bytes| bytes.truncate(at.index(bytes.len()))));
-            assert!(matches!(bench.build().await, Err(RebuildError::Fetch(FetchError::Damaged { .. }))));
-            assert!(bench.is_clean());
+            let archive = checkpoint(&pages, &format!("registry/web@{BASE}"));
+            for bench in [Bench::new(&archive).await, Bench::of_version_1(&archive).await] {
+                let objects = bench.objects();
+                let key = &objects[which.index(objects.len())];
+                assert!(bench.memory.spoil(key, |bytes| bytes.truncate(at.index(bytes.len()))));
+                assert_refused(&bench).await;
+            }
         });
     }
+}
+
+/// The archive is refused for what it is, and nothing of it is left.
+async fn assert_refused(bench: &Bench) {
+    let error = bench.build().await.unwrap_err();
+    let damaged = matches!(
+        &error,
+        RebuildError::Gather {
+            source: GatherError::Object { .. }
+                | GatherError::Fetch(FetchError::Damaged { .. })
+                | GatherError::NotTheArchive { .. },
+            ..
+        }
+    );
+    assert!(damaged, "{error:?}");
+    assert!(bench.is_clean());
 }
 
 #[test]
 fn packs_in_another_order_are_not_the_archive() {
     run(async {
-        let pages: Vec<u8> = (0..PACK_RAW_BYTES_MAX * 2 + 77)
-            .map(|at| (at / 4096) as u8)
-            .collect();
+        let mut pages = vec![0; 10 << 20];
+        blake3::Hasher::new().finalize_xof().fill(&mut pages);
         let mut bench = Bench::new(&checkpoint(&pages, &format!("registry/web@{BASE}"))).await;
-        assert_eq!(bench.recipe.archive.packs.len(), 3);
-        bench.recipe.archive.packs.swap(0, 1);
-        let error = bench.build().await.unwrap_err();
-        assert!(
-            matches!(error, RebuildError::NotTheArchive { .. }),
-            "{error}"
-        );
-        assert!(bench.is_clean());
-        bench.recipe.archive.packs.swap(0, 1);
+        assert!(bench.paged().packs.len() > 1);
+        bench.paged().packs.swap(0, 1);
+        assert_refused(&bench).await;
+        bench.paged().packs.swap(0, 1);
         bench.build().await.unwrap();
     });
 }
 
 #[test]
-fn the_whole_is_compared_even_when_every_pack_is_sound() {
+fn a_manifest_and_a_recipe_of_different_archives_are_refused() {
     run(async {
-        let mut bench = Bench::new(&checkpoint(b"pages", &format!("registry/web@{BASE}"))).await;
-        bench.recipe.archive.blake3 = "00".repeat(32);
-        assert!(matches!(
-            bench.build().await,
-            Err(RebuildError::NotTheArchive { .. })
-        ));
-        assert!(bench.is_clean());
+        let archive = checkpoint(b"pages", &format!("registry/web@{BASE}"));
+        let mut bench = Bench::new(&archive).await;
+        bench.paged().root = "00".repeat(32);
+        assert_refused(&bench).await;
+        let mut bench = Bench::of_version_1(&archive).await;
+        if let Archive::Plain(packed) = &mut bench.recipe.archive {
+            packed.blake3 = "00".repeat(32);
+        }
+        assert_refused(&bench).await;
     });
 }
 
@@ -220,8 +279,8 @@ fn asked_twice_gives_the_same_image_without_the_store() {
     run(async {
         let bench = Bench::new(&checkpoint(b"pages", &format!("registry/web@{BASE}"))).await;
         let first = bench.build().await.unwrap();
-        for pack in &bench.recipe.archive.packs {
-            bench.memory.delete(&pack.key).await.unwrap();
+        for key in bench.objects() {
+            bench.memory.delete(&key).await.unwrap();
         }
         assert_eq!(bench.build().await.unwrap(), first);
     });
@@ -232,7 +291,7 @@ fn a_layer_that_lost_bytes_in_a_crash_is_built_anew() {
     run(async {
         let bench = Bench::new(&checkpoint(b"pages", &format!("registry/web@{BASE}"))).await;
         let first = bench.build().await.unwrap();
-        let path = layer_path(&bench.target());
+        let path = layer::new_path(&bench.target());
         for spoil in [
             |bytes: &mut Vec<u8>| bytes.truncate(100),
             |bytes: &mut Vec<u8>| bytes[600] ^= 1,
@@ -244,13 +303,22 @@ fn a_layer_that_lost_bytes_in_a_crash_is_built_anew() {
             assert_eq!(sha256(&bench.layer()), first.layer_digest);
         }
         // A crash between the effects leaves some of the files: whichever are missing, the image is whole again.
-        for lost in ["layer.tar", "image.json"] {
+        for lost in ["new", "edits", "layer.json", "image.json"] {
             fs::remove_file(bench.target().join(lost)).unwrap();
-            fs::write(bench.target().join("layer.tar.part"), "half").unwrap();
             assert_eq!(bench.build().await.unwrap(), first, "without {lost}");
             assert_eq!(sha256(&bench.layer()), first.layer_digest);
         }
     });
+}
+
+#[test]
+fn a_layer_that_an_older_worker_wrote_is_read() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("layer.tar"), b"whole").unwrap();
+    let layer = Layer::open(folder.path()).unwrap();
+    let mut bytes = vec![0; 5];
+    layer.view().read_exact_at(&mut bytes, 0).unwrap();
+    assert_eq!(bytes, b"whole");
 }
 
 #[test]

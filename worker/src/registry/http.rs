@@ -1,6 +1,6 @@
 //! The five questions of the registry protocol that a pull asks, answered.
 
-use std::{io::SeekFrom, ops::Range, sync::Arc};
+use std::{ops::Range, sync::Arc};
 
 use axum::{
     Router,
@@ -10,16 +10,12 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
-use futures::TryStreamExt;
+use futures::{Stream, TryStreamExt, stream};
+use pages::source::ReadAt;
 use serde_json::json;
-use tokio::{
-    fs::File,
-    io::{AsyncReadExt, AsyncSeekExt},
-};
-use tokio_util::io::ReaderStream;
 
 use super::{Answers, BASES, Base, CHECKPOINTS, Registry, StandsFor};
-use crate::rebuild::{Built, layer_path, sha256};
+use crate::rebuild::{Built, layer::Layer, sha256};
 
 /// Reads of a layer: large enough that a pull is bound by the disk.
 const READ_BYTES: usize = 1 << 20;
@@ -192,13 +188,11 @@ async fn blob(
             let range = range(headers, built.layer_size)?;
             let failed =
                 |error: std::io::Error| internal(format!("read the layer of {name}: {error}"));
-            let mut file = File::open(layer_path(&folder)).await.map_err(failed)?;
-            let Range { start, end } = range.clone().unwrap_or(0..built.layer_size);
-            file.seek(SeekFrom::Start(start)).await.map_err(failed)?;
-            let body = Body::from_stream(ReaderStream::with_capacity(
-                file.take(end - start),
-                READ_BYTES,
-            ));
+            let layer = tokio::task::spawn_blocking(move || Layer::open(&folder));
+            let layer = layer.await.map_err(std::io::Error::other).flatten();
+            let layer = layer.map_err(failed)?;
+            let wanted = range.clone().unwrap_or(0..built.layer_size);
+            let body = Body::from_stream(read(layer, wanted));
             Ok(bytes(digest, body, range, built.layer_size))
         }
         Source::Base(one) => {
@@ -227,6 +221,27 @@ async fn blob(
             ))
         }
     }
+}
+
+/// The bytes of a range, read by threads that may block.
+fn read(layer: Layer, range: Range<u64>) -> impl Stream<Item = std::io::Result<Bytes>> {
+    stream::try_unfold((layer, range), |(layer, range)| async move {
+        if range.is_empty() {
+            return Ok(None);
+        }
+        let read = move || {
+            let len = (range.end - range.start).min(READ_BYTES as u64);
+            let mut buffer = vec![0; len as usize];
+            layer.view().read_exact_at(&mut buffer, range.start)?;
+            Ok(Some((
+                Bytes::from(buffer),
+                (layer, range.start + len..range.end),
+            )))
+        };
+        tokio::task::spawn_blocking(read)
+            .await
+            .map_err(std::io::Error::other)?
+    })
 }
 
 /// Only digests of entered images have one.

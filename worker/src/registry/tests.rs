@@ -35,7 +35,7 @@ impl Bench {
         fs::create_dir_all(&image).unwrap();
         fs::write(image.join("layer.tar"), LAYER).unwrap();
         let built = Built {
-            archive_blake3: "ab".to_owned(),
+            archive: "ab".to_owned(),
             base_reference: registry.base_reference("web:1", "sha256:ba5e"),
             layer_digest: rebuild::sha256(LAYER),
             layer_size: LAYER.len() as u64,

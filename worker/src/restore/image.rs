@@ -19,12 +19,13 @@ use super::RestoreError;
 use crate::{
     content,
     data::ProgressFn,
+    gather::{Checkpoint, open_manifest},
     images::{ImageTree, Images},
-    manifest::{ContainerArchive, Manifest},
     rebuild::{self, Built, RebuildError, Recipe},
     registry::Registry,
     spans::{Traffic, now_unix_ns, span_since},
     store::{Store, remove::remove_below},
+    trust::Trust,
 };
 
 /// Folder of built images below the state folder: MIGRATION/rREVISION/CONTAINER.
@@ -43,6 +44,8 @@ pub struct Restorer {
     pub registry: Arc<Registry>,
     /// Where images are built.
     pub state_dir: PathBuf,
+    /// Where the keys are, see [`Trust`].
+    pub keys_dir: PathBuf,
 }
 
 /// Everything about one container that is decided before its bytes are fetched.
@@ -64,17 +67,17 @@ impl Restorer {
         progress: &ProgressFn,
     ) -> Result<(Delivered, Vec<Span>), RestoreError> {
         let start = now_unix_ns();
-        let manifest = self.manifest(migration, request).await?;
-        let plans = self.plan(migration, revision, request, manifest).await?;
+        let checkpoint = self.manifest(migration, request).await?;
+        let plans = self.plan(migration, revision, request, checkpoint).await?;
         let mut spans = vec![span_since("read manifest, find base images", "", start, [])];
         let traffic = Arc::new(Traffic::default());
         // One archive after the other, because they share the network and the bound on memory; the runtime pulls one
         // while the next is built.
         let building = Semaphore::new(1);
-        let total = plans.iter().map(|plan| plan.recipe.archive.size).sum();
+        let total = plans.iter().map(|plan| plan.recipe.archive.size()).sum();
         let done_before = plans.iter().scan(0, |sum, plan| {
             let before = *sum;
-            *sum += plan.recipe.archive.size;
+            *sum += plan.recipe.archive.size();
             Some(before)
         });
         let images = plans.iter().zip(done_before).map(|(plan, before)| {
@@ -99,13 +102,18 @@ impl Restorer {
         Ok((Delivered { images }, spans))
     }
 
-    async fn manifest(&self, migration: &str, request: &Deliver) -> Result<Manifest, RestoreError> {
+    async fn manifest(
+        &self,
+        migration: &str,
+        request: &Deliver,
+    ) -> Result<Checkpoint, RestoreError> {
         let key = &request.manifest_key;
         let bytes = self.store.get(key).await?;
-        let manifest = Manifest::from_bytes(key, &bytes, &request.manifest_blake3)?;
-        if manifest.migration != migration {
+        let trust = Trust::load(&self.keys_dir)?;
+        let checkpoint = open_manifest(key, &bytes, &request.manifest_blake3, &trust)?;
+        if checkpoint.migration != migration {
             let (found, expected) = (
-                format!("of migration {}", manifest.migration),
+                format!("of migration {}", checkpoint.migration),
                 format!("one of {migration}"),
             );
             return Err(RestoreError::NotThisOne {
@@ -114,7 +122,7 @@ impl Restorer {
                 expected,
             });
         }
-        Ok(manifest)
+        Ok(checkpoint)
     }
 
     /// Pairs containers with archives and base images; refuses before the first byte is fetched.
@@ -123,7 +131,7 @@ impl Restorer {
         migration: &str,
         revision: u64,
         request: &Deliver,
-        manifest: Manifest,
+        checkpoint: Checkpoint,
     ) -> Result<Vec<Planned>, RestoreError> {
         let containers = request
             .pod
@@ -134,10 +142,10 @@ impl Restorer {
             .iter()
             .map(|container| container.name.as_str())
             .collect();
-        let found: Vec<&str> = manifest
-            .containers
+        let found: Vec<&str> = checkpoint
+            .archives
             .iter()
-            .map(|archive| archive.container.as_str())
+            .map(|(container, _)| container.as_str())
             .collect();
         let same = BTreeSet::from_iter(&wanted) == BTreeSet::from_iter(&found)
             && wanted.len() == found.len();
@@ -152,15 +160,11 @@ impl Restorer {
         for container in containers {
             let base = base_image(&self.images, container).await?;
             self.registry.enter_base(&base).await?;
-            let archives = manifest
-                .containers
+            let archives = checkpoint
+                .archives
                 .iter()
-                .filter(|archive| archive.container == container.name);
-            for ContainerArchive {
-                container: name,
-                archive,
-            } in archives
-            {
+                .filter(|(name, _)| *name == container.name);
+            for (name, archive) in archives {
                 plans.push(Planned {
                     recipe: Recipe {
                         migration: migration.to_owned(),

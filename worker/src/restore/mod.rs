@@ -9,8 +9,9 @@
 //! Nothing here starts anything: the kubelet does. So a `deliver` that failed anywhere can be called failed.
 
 use crate::{
-    fetch::FetchError, images::RuntimeError, manifest::ManifestError, rebuild::RebuildError,
-    registry::RegistryError, save::SaveError, store::StoreError,
+    fetch::FetchError, gather::GatherError, images::RuntimeError, manifest::ManifestError,
+    rebuild::RebuildError, registry::RegistryError, save::SaveError, store::StoreError,
+    trust::TrustError,
 };
 
 pub mod image;
@@ -34,6 +35,12 @@ pub enum RestoreError {
     /// No image could be made.
     #[error(transparent)]
     Rebuild(#[from] RebuildError),
+    /// A checkpoint's manifest.
+    #[error(transparent)]
+    Gather(#[from] GatherError),
+    /// The keys to read it with.
+    #[error(transparent)]
+    Trust(#[from] TrustError),
     /// The registry's state can't be kept.
     #[error(transparent)]
     Registry(#[from] RegistryError),
