@@ -13,7 +13,7 @@ use pages::{
     capture::{Captured, capture as take_apart},
     keys::DataKey,
     manifest::{Container, Object},
-    sealed::{PACK_BYTES_MAX, Sealed},
+    sealed::Sealed,
     source::{Opened, ReadAt},
 };
 use proto::worker::Span;
@@ -181,7 +181,6 @@ impl Sending {
         self.bytes += size as u64;
         // A recipe may be larger than the budget: it goes alone then.
         let room = size.min(BYTES_IN_FLIGHT) as u32;
-        debug_assert!(PACK_BYTES_MAX < BYTES_IN_FLIGHT);
         let closed = |_| CaptureError::Stopped;
         let turn = self
             .requests

@@ -92,7 +92,7 @@ pub enum RebuildError {
         container: String,
         /// What is wrong.
         #[source]
-        source: GatherError,
+        source: Box<GatherError>,
     },
     /// The archive can't become a layer.
     #[error("turn the archive of container {container:?} into an image layer")]
@@ -201,7 +201,7 @@ fn not_gathered(recipe: &Recipe, folder: &Path, source: GatherError) -> RebuildE
     }
     RebuildError::Gather {
         container: recipe.container.clone(),
-        source,
+        source: Box::new(source),
     }
 }
 

@@ -215,14 +215,14 @@ proptest! {
 /// The archive is refused for what it is, and nothing of it is left.
 async fn assert_refused(bench: &Bench) {
     let error = bench.build().await.unwrap_err();
+    let RebuildError::Gather { source, .. } = &error else {
+        panic!("{error:?}");
+    };
     let damaged = matches!(
-        &error,
-        RebuildError::Gather {
-            source: GatherError::Object { .. }
-                | GatherError::Fetch(FetchError::Damaged { .. })
-                | GatherError::NotTheArchive { .. },
-            ..
-        }
+        **source,
+        GatherError::Object { .. }
+            | GatherError::Fetch(FetchError::Damaged { .. })
+            | GatherError::NotTheArchive { .. }
     );
     assert!(damaged, "{error:?}");
     assert!(bench.is_clean());

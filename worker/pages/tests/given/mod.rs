@@ -101,7 +101,7 @@ pub fn store(archive: &Vec<u8>, base: Option<(&Vec<u8>, &Stored)>) -> Stored {
         true
     });
     Stored {
-        captured: captured.unwrap(),
+        captured: captured.expect("memory can be read"),
         packs,
     }
 }
@@ -121,7 +121,7 @@ pub fn put_together(
         let pack = &stored.packs[number];
         rebuild.pack(&key(), number, &pack.name, &pack.bytes, &new)?;
     }
-    let new = new.0.into_inner().unwrap();
+    let new = new.0.into_inner().expect("memory can be read");
     rebuild.prove(&new)?;
     Ok(Known {
         view: Arc::new(rebuild.view(Arc::new(new))?),
@@ -132,7 +132,7 @@ pub fn put_together(
 /// All of a view's bytes.
 pub fn bytes(view: &View) -> Vec<u8> {
     let mut bytes = vec![0; view.size() as usize];
-    view.read_exact_at(&mut bytes, 0).unwrap();
+    view.read_exact_at(&mut bytes, 0).expect("memory can be read");
     bytes
 }
 
@@ -157,7 +157,7 @@ struct Written(Mutex<Vec<u8>>);
 impl WriteAt for Written {
     fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
         let offset = offset as usize;
-        self.0.lock().unwrap()[offset..offset + bytes.len()].copy_from_slice(bytes);
+        self.0.lock().expect("nobody panics with it")[offset..offset + bytes.len()].copy_from_slice(bytes);
         Ok(())
     }
 }
