@@ -132,7 +132,8 @@ pub fn put_together(
 /// All of a view's bytes.
 pub fn bytes(view: &View) -> Vec<u8> {
     let mut bytes = vec![0; view.size() as usize];
-    view.read_exact_at(&mut bytes, 0).expect("memory can be read");
+    view.read_exact_at(&mut bytes, 0)
+        .expect("memory can be read");
     bytes
 }
 
@@ -157,7 +158,8 @@ struct Written(Mutex<Vec<u8>>);
 impl WriteAt for Written {
     fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
         let offset = offset as usize;
-        self.0.lock().expect("nobody panics with it")[offset..offset + bytes.len()].copy_from_slice(bytes);
+        self.0.lock().expect("nobody panics with it")[offset..offset + bytes.len()]
+            .copy_from_slice(bytes);
         Ok(())
     }
 }
