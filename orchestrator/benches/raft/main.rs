@@ -66,7 +66,7 @@ const FAILOVERS: usize = 50;
 const FINISHED: usize = 10_000;
 const RUNNING: usize = 500;
 /// Whatever takes longer hangs.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_secs(300);
 /// Between two questions to peers that don't lead yet: what a failover is measured to.
 const ASK_EVERY: Duration = Duration::from_millis(5);
 
@@ -464,12 +464,11 @@ async fn migrations(log: &Log, finished: usize, running: usize) -> Result<String
     }
     let mut state = log.state();
     let all = state.wait_for(|state| {
-        let under_way = |m: &&Arc<Migration>| !m.phase.ended();
-        let waiting = |m: &&Arc<Migration>| {
-            m.phase == Phase::Planned && m.request.pod.name.starts_with(&waits)
+        let done = |m: &Migration| {
+            m.phase.ended()
+                || m.phase == Phase::Delivering && m.request.pod.name.starts_with(&waits)
         };
-        state.migrations.values().filter(under_way).count()
-            == state.migrations.values().filter(waiting).count()
+        state.migrations.values().all(|m| done(m))
     });
     tokio::time::timeout(PATIENCE, all)
         .await

@@ -12,16 +12,16 @@ use orchestrator_core::{
 };
 use uuid::Uuid;
 
-/// Everything is done at once, but for what is to go on running: that waits in its first step.
+/// Everything is done at once, but for what is to go on running: that is never delivered.
 pub struct NoOp {
-    /// Pods of this prefix wait in their first step.
+    /// Pods of this prefix stay in Delivering.
     pub waits: String,
 }
 
 #[async_trait]
 impl Perform for NoOp {
     async fn perform(&self, due: &Due, migration: &Migration) -> (Outcome, Vec<Span>) {
-        if migration.request.pod.name.starts_with(&self.waits) {
+        if due.step == Step::Deliver && migration.request.pod.name.starts_with(&self.waits) {
             return std::future::pending().await;
         }
         let restored = || Restored {

@@ -172,7 +172,7 @@ fn waiting(status: &TargetStatus) -> Option<String> {
 impl Cluster for RealCluster {
     async fn source(&self, plan: &Plan) -> Result<SourceObject, ClusterError> {
         // Before the commit no mark of ours can be there, so the migration's id doesn't matter for what is asked here.
-        let nobody = MigrationId(String::new());
+        let nobody = MigrationId::from("");
         let state = self.pods.source_state(&plan.pod, &plan.uid, &nobody).await;
         state
             .map(source_object)

@@ -223,7 +223,7 @@ impl Act<'_> {
     async fn origins(&self, node: &NodeName, uid: &PodUid) -> Result<Origins, Ended> {
         let verify = wire::Verify {
             pod: Some(self.restored_pod(uid)),
-            migration_id: self.due.id.0.clone(),
+            migration_id: self.due.id.0.to_string(),
         };
         let answer::Kind::Verified(verified) =
             self.ask(node, question::Kind::Verify(verify)).await?
