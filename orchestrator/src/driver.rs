@@ -164,6 +164,7 @@ impl Driver {
             if under_way.handles.contains_key(&key) || under_way.waits(&patience) {
                 continue;
             }
+            let again = under_way.again.contains_key(&patience);
             let (perform, propose) = (Arc::clone(&self.perform), Arc::clone(&self.propose));
             let (ended, commits) = ((key.clone(), patience), under_way.commits.clone());
             let commit = commits.ended(&due, self.clock.unix_ns());
@@ -179,6 +180,11 @@ impl Driver {
                     asked = Some(span("ask a majority", asked_ns, clock.unix_ns()));
                 }
                 let (outcome, mut spans) = perform.perform(&due, &migration).await;
+                if again && matches!(outcome, Outcome::Unknown(_)) {
+                    // The first one has told all there is; hundreds of them would take the room of what comes later.
+                    spans.clear();
+                    asked = None;
+                }
                 tracing::info!(migration = %due.id, revision = %due.revision, step = ?due.step, ?outcome, "a step ended");
                 spans.extend(commit.into_iter().chain(asked));
                 commits.began(&due, clock.unix_ns());

@@ -333,6 +333,7 @@ impl Cluster for RealCluster {
             node,
             given_up: status.given_up_by.as_deref() == Some(&id.0),
             deleting: status.deleting,
+            taken_up: !status.containers.is_empty(),
             broken: broken(&status),
             waiting: waiting(&status),
             ready: status.ready,
