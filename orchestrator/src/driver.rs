@@ -9,7 +9,7 @@
 //! ([`orchestrator_core::migration`]).
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -45,9 +45,11 @@ pub trait Propose: Send + Sync {
     async fn leads(&self) -> bool;
 }
 
-/// A step that could not be told, or failed where it is asked again, waits this long: first, and at most.
+/// A step that could not be told, or failed where it is asked again, waits this long: first, and at most. Where nobody
+/// runs the pod, what was in the way may be gone at any moment, and every second of waiting is one of the freeze.
 const ASK_AGAIN_FIRST: Duration = Duration::from_millis(200);
 const ASK_AGAIN_MAX: Duration = Duration::from_secs(5);
+const ASK_AGAIN_FROZEN_MAX: Duration = Duration::from_secs(1);
 
 /// How exactly the deadlines are kept: a tenth of the shortest budget that makes sense (1 s).
 const DEADLINES_EVERY: Duration = Duration::from_millis(100);
@@ -99,12 +101,14 @@ impl Commits {
     /// The commit that made this step due; none when the same step is asked again.
     fn ended(&self, next: &Due, now_ns: u64) -> Option<Span> {
         let (reported, began_ns) = self.lock().remove(&next.id)?;
-        (reported != next.revision).then(|| commit_span(began_ns, now_ns))
+        (reported != next.revision).then(|| span("commit", began_ns, now_ns))
     }
 
-    fn keep_only(&self, due: &[Due]) {
-        self.lock()
-            .retain(|id, _| due.iter().any(|due| due.id == *id));
+    fn keep_only(&self, due: &BTreeSet<Key>) {
+        self.lock().retain(|id, _| {
+            let of_id = (id.clone(), Revision(0))..=(id.clone(), Revision(u64::MAX));
+            due.range(of_id).next().is_some()
+        });
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<MigrationId, (Revision, u64)>> {
@@ -136,7 +140,13 @@ impl Driver {
                 biased;
                 changed = self.state.changed() => if changed.is_err() { return },
                 changed = self.leader.changed() => if changed.is_err() { return },
-                Some(ended) = under_way.tasks.join_next() => under_way.ended(ended),
+                Some(ended) = under_way.tasks.join_next() => {
+                    under_way.ended(ended);
+                    // One look at what is due for all that ended together.
+                    while let Some(ended) = under_way.tasks.try_join_next() {
+                        under_way.ended(ended);
+                    }
+                }
                 _ = deadlines.tick() => if leader { self.keep_deadlines(&state, &mut under_way) },
             }
         }
@@ -154,18 +164,29 @@ impl Driver {
             if under_way.handles.contains_key(&key) || under_way.waits(&patience) {
                 continue;
             }
+            let again = under_way.again.contains_key(&patience);
             let (perform, propose) = (Arc::clone(&self.perform), Arc::clone(&self.propose));
             let (ended, commits) = ((key.clone(), patience), under_way.commits.clone());
             let commit = commits.ended(&due, self.clock.unix_ns());
             let clock = Arc::clone(&self.clock);
             let handle = under_way.tasks.spawn(async move {
+                let mut asked = None;
                 // Where the first effect is Kubernetes' nothing fences a leader that was deposed without knowing it.
-                if begins_with_kubernetes(due.step) && !propose.leads().await {
-                    return ended;
+                if begins_with_kubernetes(due.step) {
+                    let asked_ns = clock.unix_ns();
+                    if !propose.leads().await {
+                        return ended;
+                    }
+                    asked = Some(span("ask a majority", asked_ns, clock.unix_ns()));
                 }
                 let (outcome, mut spans) = perform.perform(&due, &migration).await;
+                if again && matches!(outcome, Outcome::Unknown(_)) {
+                    // The first one has told all there is; hundreds of them would take the room of what comes later.
+                    spans.clear();
+                    asked = None;
+                }
                 tracing::info!(migration = %due.id, revision = %due.revision, step = ?due.step, ?outcome, "a step ended");
-                spans.extend(commit);
+                spans.extend(commit.into_iter().chain(asked));
                 commits.began(&due, clock.unix_ns());
                 let command = Command::Report { id: due.id, revision: due.revision, outcome, at_ms: clock.unix_ms(), spans };
                 propose.propose(command).await;
@@ -201,9 +222,11 @@ impl UnderWay {
         match ended {
             Ok((key, patience)) => {
                 self.handles.remove(&key);
-                let delay = self.again.get(&patience).map_or(ASK_AGAIN_FIRST, |again| {
-                    (again.delay * 2).min(ASK_AGAIN_MAX)
-                });
+                let longest = ask_again_max(patience.1);
+                let delay = self
+                    .again
+                    .get(&patience)
+                    .map_or(ASK_AGAIN_FIRST, |again| (again.delay * 2).min(longest));
                 // Only matters when the phase stays: otherwise it is forgotten at the next look.
                 self.again.insert(
                     patience,
@@ -229,19 +252,20 @@ impl UnderWay {
 
     /// A phase that was left takes its step with it.
     fn forget_all_but(&mut self, state: &State, due: &[Due]) {
-        let is_due = |(id, revision): &Key| {
-            due.iter()
-                .any(|due| due.id == *id && due.revision == *revision)
-        };
+        // With hundreds under way, looking through the list for each of them would be most of what a commit costs.
+        let due: BTreeSet<Key> = due
+            .iter()
+            .map(|due| (due.id.clone(), due.revision))
+            .collect();
         self.handles.retain(|key, handle| {
-            let keep = is_due(key);
+            let keep = due.contains(key);
             if !keep {
                 handle.abort();
             }
             keep
         });
-        self.aborting.retain(|key, ()| is_due(key));
-        self.commits.keep_only(due);
+        self.aborting.retain(|key, ()| due.contains(key));
+        self.commits.keep_only(&due);
         self.again
             .retain(|(id, phase), _| state.migrations.get(id).is_some_and(|m| m.phase == *phase));
     }
@@ -258,6 +282,25 @@ fn begins_with_kubernetes(step: Step) -> bool {
     match step {
         Step::Prepare | Step::Restore | Step::Rescue | Step::Retire | Step::Release => true,
         Step::Recheck | Step::Hold | Step::Deliver => false,
+    }
+}
+
+fn ask_again_max(phase: Phase) -> Duration {
+    match phase {
+        Phase::Holding
+        | Phase::Delivering
+        | Phase::Restoring
+        | Phase::Rescuing
+        | Phase::Releasing => ASK_AGAIN_FROZEN_MAX,
+        Phase::Planned
+        | Phase::Preparing
+        | Phase::Retiring
+        | Phase::Succeeded
+        | Phase::RolledBack
+        | Phase::Rescued
+        | Phase::Abandoned
+        | Phase::Refused
+        | Phase::Previewed => ASK_AGAIN_MAX,
     }
 }
 
@@ -291,9 +334,9 @@ fn overdue(migration: &Migration, now_ms: UnixMs) -> Option<Finding> {
     })
 }
 
-fn commit_span(start_unix_ns: u64, end_unix_ns: u64) -> Span {
+fn span(name: &str, start_unix_ns: u64, end_unix_ns: u64) -> Span {
     Span {
-        name: "commit".to_owned(),
+        name: name.to_owned(),
         place: "orchestrator".to_owned(),
         parent: String::new(),
         start_unix_ns,

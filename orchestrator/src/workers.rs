@@ -248,7 +248,7 @@ impl Workers {
                 session.connected.inventory = Some(inventory);
             }
             Some(from_worker::Kind::Progress(progress)) => {
-                let id = MigrationId(progress.migration_id.clone());
+                let id = MigrationId::from(progress.migration_id.as_str());
                 self.progress.send_modify(|under_way| {
                     under_way.insert(id, progress);
                 });
@@ -305,7 +305,7 @@ impl Workers {
             })
         })?;
         let reported = wait(node, what, within, receiver).await;
-        let id = MigrationId(migration.to_owned());
+        let id = MigrationId::from(migration);
         self.progress
             .send_if_modified(|under_way| under_way.remove(&id).is_some());
         reported

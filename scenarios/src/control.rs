@@ -12,6 +12,7 @@ use crate::process;
 use crate::site::{API_PORT, REGISTRY_PORT, SERVICE_RANGE};
 use crate::state::Lab;
 use anyhow::{Context, Result};
+use serde_json::{Value, json};
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
@@ -153,8 +154,40 @@ pub fn start_controllers(lab: &mut Lab) -> Result<()> {
     Ok(())
 }
 
+/// Who may pull from the registry when it asks.
+pub struct Login {
+    /// The user.
+    pub user: &'static str,
+    /// The password.
+    pub password: &'static str,
+    /// As the registry keeps it: bcrypt.
+    hash: &'static str,
+}
+
+/// The one login of [`start_asking_registry`].
+pub const REGISTRY_LOGIN: Login = Login {
+    user: "lab",
+    password: "lab4-secret",
+    hash: "$2b$05$abcdefghijklmnopqrstuuSm.BsOgo9pmruW4g3C9ZIetzxekucYC",
+};
+
 /// Starts the registry for ordinary images.
 pub fn start_registry(lab: &mut Lab) -> Result<()> {
+    start_registry_with(lab, json!({}), 200)
+}
+
+/// The same registry, but for those who know the password.
+pub fn start_asking_registry(lab: &mut Lab) -> Result<()> {
+    let Login { user, hash, .. } = REGISTRY_LOGIN;
+    let passwords = lab.folder()?.join("registry").join("passwords");
+    fs::write(&passwords, format!("{user}:{hash}\n"))
+        .with_context(|| format!("write {}", passwords.display()))?;
+    let auth = json!({"htpasswd": {"realm": "lab", "path": passwords}});
+    start_registry_with(lab, auth, 401)
+}
+
+/// `status` is what it answers to those who bring no password.
+fn start_registry_with(lab: &mut Lab, auth: Value, status: u16) -> Result<()> {
     let base = lab
         .base
         .clone()
@@ -162,10 +195,10 @@ pub fn start_registry(lab: &mut Lab) -> Result<()> {
     let folder = lab.folder()?.join("registry");
     fs::create_dir_all(folder.join("data")).context("create the registry's folder")?;
     let address = SocketAddr::from((lab.site.gateway(), REGISTRY_PORT));
-    let config = serde_json::json!({
+    let config = json!({
         "version": 0.1, "log": {"level": "warn"},
         "storage": {"filesystem": {"rootdirectory": folder.join("data")}, "delete": {"enabled": true}},
-        "http": {"addr": address.to_string()},
+        "http": {"addr": address.to_string()}, "auth": auth,
     });
     let config_file = folder.join("config.json");
     fs::write(&config_file, config.to_string())
@@ -180,7 +213,7 @@ pub fn start_registry(lab: &mut Lab) -> Result<()> {
         process::check_alive(lab, "registry")?;
         Ok(http::get(address, "/v2/", Duration::from_secs(1))
             .ok()
-            .filter(|answer| answer.status == 200)
+            .filter(|answer| answer.status == status)
             .map(drop))
     })
 }

@@ -10,7 +10,7 @@ use crate::node;
 use crate::oci::{self, Image, Tree};
 use crate::process;
 use crate::s3;
-use crate::site::Site;
+use crate::site::{COLLECTOR_PORT, Site};
 use crate::state::Lab;
 use crate::steps::Steps;
 use crate::workloads::libraries_in;
@@ -32,6 +32,8 @@ pub const PEER_COUNT: u8 = 3;
 pub const PEER_STATE: &str = "/var/lib/longshore-orchestrator";
 /// The Secret that names the store, with all that a client of it must know.
 const STORE: &str = "longshore-s3";
+/// The ConfigMap that says where traces go; `deploy/` says the same.
+const TELEMETRY: &str = "longshore-telemetry";
 /// What the peers run.
 pub const ORCHESTRATOR_IMAGE: &str = "docker.io/longshore/orchestrator:dev";
 /// The images and the programs in each, the first of which it starts.
@@ -140,6 +142,7 @@ pub fn deploy_built(lab: &Lab, store: Option<&Store>, steps: &Steps) -> Result<(
     };
     steps.run("apply deploy/lab", || {
         create_store_secret(&cluster, &secret)?;
+        name_collector(lab, &cluster)?;
         create_volumes(lab, &cluster)?;
         cluster
             .run_within(
@@ -245,6 +248,15 @@ fn create_store_secret(cluster: &Cluster, secret: &Value) -> Result<()> {
     cluster.apply(&json!({
         "apiVersion": "v1", "kind": "Secret", "metadata": {"name": STORE, "namespace": NAMESPACE},
         "stringData": secret,
+    }))
+}
+
+/// Where traces go: whoever wants them lets a collector listen there; without one they are only kept in the log.
+fn name_collector(lab: &Lab, cluster: &Cluster) -> Result<()> {
+    let endpoint = format!("http://{}:{COLLECTOR_PORT}", lab.site.gateway());
+    cluster.apply(&json!({
+        "apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": TELEMETRY, "namespace": NAMESPACE},
+        "data": {"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint},
     }))
 }
 

@@ -1,7 +1,7 @@
 //! The addresses and names of one lab, all from its name and a small number, so that labs side by side cannot meet.
 //!
 //! ```text
-//! bridge lsh<i>   10.(100+i).0.1/24   host side; API server 6443, registry 5000, S3 9000 listen here
+//! bridge lsh<i>   10.(100+i).0.1/24   host side; API server 6443, registry 5000, S3 9000 listen here; traces go to 4317
 //! node n          10.(100+i).0.(10+n) behind veth lsh<i>n<n>
 //! pods of node n  10.(200+i).n.0/24
 //! services        10.96.0.0/16        inside the nodes only, so the same in every lab
@@ -33,6 +33,8 @@ pub const API_PORT: u16 = 6443;
 pub const REGISTRY_PORT: u16 = 5000;
 /// The S3 server.
 pub const S3_PORT: u16 = 9000;
+/// Where the peers send traces: a collector may listen there, or not.
+pub const COLLECTOR_PORT: u16 = 4317;
 /// The registry's name in image references; nodes resolve it to the bridge address.
 pub const REGISTRY_NAME: &str = "registry.lab:5000";
 

@@ -3,17 +3,36 @@
 
 use std::{
     collections::HashMap,
-    sync::{Mutex, PoisonError},
-    time::{SystemTime, UNIX_EPOCH},
+    sync::{LazyLock, Mutex, PoisonError},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use proto::worker::Span;
 
-/// Nanoseconds since 1970 by this node's clock.
+/// When this process first asked for the time: by a clock that only goes forward, and by the node's.
+static BEGAN: LazyLock<(Instant, SystemTime)> =
+    LazyLock::new(|| (Instant::now(), SystemTime::now()));
+
+/// Nanoseconds since 1970: by the node's clock when the process began, and from there by one that doesn't jump. The node's
+/// may be set in the middle of a freeze, and what lies between two of our times must still be what has passed. How far
+/// we are from the orchestrator's clock, it measures.
 pub fn now_unix_ns() -> u64 {
-    let since = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
+    unix_ns(BEGAN.1 + BEGAN.0.elapsed())
+}
+
+/// A time by the node's clock, of the recent past, as [`now_unix_ns`] would have told it.
+pub fn by_our_clock(node_unix_ns: u64) -> u64 {
+    now_unix_ns().saturating_sub(unix_ns(SystemTime::now()).saturating_sub(node_unix_ns))
+}
+
+/// A time of ours by the node's clock: what files made then were stamped with.
+pub fn by_node_clock(ours: SystemTime) -> SystemTime {
+    let ago = Duration::from_nanos(now_unix_ns().saturating_sub(unix_ns(ours)));
+    SystemTime::now().checked_sub(ago).unwrap_or(UNIX_EPOCH)
+}
+
+fn unix_ns(time: SystemTime) -> u64 {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
 }
 
@@ -98,5 +117,20 @@ impl Traffic {
             parent: parent.to_owned(),
             attributes,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_told_by_one_clock_is_found_by_the_other() {
+        let close = |a: u64, b: u64| a.abs_diff(b) < 50_000_000;
+        let node = SystemTime::now() - Duration::from_secs(7);
+        let ours = by_our_clock(unix_ns(node));
+        assert!(close(ours + 7_000_000_000, now_unix_ns()));
+        let back = by_node_clock(UNIX_EPOCH + Duration::from_nanos(ours));
+        assert!(close(unix_ns(back), unix_ns(node)));
     }
 }

@@ -10,63 +10,34 @@
 //! * a long history: how much is kept of it, what a peer weighs with it, and how soon it serves after a start.
 
 mod no_op;
+mod peer;
 
 use std::{
     collections::BTreeMap,
     io::{BufRead, BufReader, Write},
     path::{Path, PathBuf},
     process::{Child, ChildStdin, ChildStdout, Command as Process, Stdio},
-    sync::Arc,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail};
-use async_trait::async_trait;
-use no_op::{NoOp, submit};
-use orchestrator::{
-    clock::SystemTimeOfDay,
-    consensus::{
-        core::LIMITS,
-        format::state_to_bytes,
-        node::{INBOUND_QUEUED_MAX, Leadership, Log, Membership},
-    },
-    driver::{Driver, Propose},
-    peers::{
-        book::{Address, Book},
-        gate::Gate,
-        network::{Network, Parts},
-        operator::Desk,
-        record::Records,
-        server::{Door, serve},
-    },
-    tls::{Authority, Identity, peer_name},
-};
-use orchestrator_core::{
-    id::NodeName,
-    migration::{Migration, Phase},
-    state::{Command, HISTORY_MAX},
-};
-use prometheus::{IntCounter, IntCounterVec, Opts};
+use orchestrator::tls::{Authority, peer_name};
+use orchestrator_core::state::HISTORY_MAX;
 use serde_json::json;
-use tokio::{
-    net::TcpListener,
-    sync::{mpsc, watch},
-    task::JoinSet,
-};
 use uuid::Uuid;
 
 const GROUP: Uuid = Uuid::from_u128(4711);
 const PEERS: [u64; 3] = [1, 2, 3];
 /// Enough for a p99 that isn't one command.
 const LATENCY_COMMANDS: usize = 2_000;
-/// Pairs of nodes: two migrations may be under way on each.
-const NODE_PAIRS: usize = 100;
 const MIGRATIONS: usize = 3_000;
 const FAILOVERS: usize = 50;
 const FINISHED: usize = 10_000;
 const RUNNING: usize = 500;
+/// What a peer says that lost the lead in the middle.
+const LOST: &str = "lost";
 /// Whatever takes longer hangs.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_secs(300);
 /// Between two questions to peers that don't lead yet: what a failover is measured to.
 const ASK_EVERY: Duration = Duration::from_millis(5);
 
@@ -75,7 +46,7 @@ fn main() -> Result<()> {
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let words: Vec<String> = std::env::args().skip(1).collect();
     match words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        ["peer", number, folder] => peer(number.parse()?, Path::new(folder)),
+        ["peer", number, folder] => peer::peer(number.parse()?, Path::new(folder)),
         _ => bench(&words),
     }
 }
@@ -109,12 +80,12 @@ fn bench(words: &[String]) -> Result<()> {
         LATENCY_COMMANDS,
     );
 
-    let told = group.ask(leader, &format!("migrations {MIGRATIONS} 0"))?;
-    println!("migrations through the log, no-op world: {told} /s ({MIGRATIONS})");
+    let per_second = MIGRATIONS as f64 / group.migrate(1, MIGRATIONS, 0)?.as_secs_f64();
+    println!("migrations through the log, no-op world: {per_second:.0} /s ({MIGRATIONS})");
     figure(
         &mut figures,
         "migrations_per_second",
-        told.parse()?,
+        per_second,
         "1/s",
         MIGRATIONS,
     );
@@ -142,16 +113,17 @@ fn failovers(group: &mut Group, figures: &mut Figures) -> Result<()> {
 }
 
 fn history(group: &mut Group, figures: &mut Figures) -> Result<()> {
+    let took = group.migrate(2, FINISHED, RUNNING)?;
     let leader = group.leader()?;
-    group.ask(leader, &format!("migrations {FINISHED} {RUNNING}"))?;
     let told = group.ask(leader, "snapshot")?;
     let words: Vec<&str> = told.split(' ').collect();
     let [kept, bytes, ms] = words[..] else {
         bail!("three numbers and not {told:?}");
     };
     println!(
-        "history: {FINISHED} finished and {RUNNING} running, {kept} kept (at most {HISTORY_MAX} finished); \
+        "history: {FINISHED} finished and {RUNNING} running in {:.0} s, {kept} kept (of the finished the last {HISTORY_MAX}); \
          snapshot {:.1} MiB in {ms} ms",
+        took.as_secs_f64(),
         bytes.parse::<f64>()? / f64::from(1 << 20)
     );
     figure(figures, "history_kept", kept.parse()?, "migrations", 1);
@@ -272,6 +244,18 @@ impl Group {
         bail!("nobody leads")
     }
 
+    /// How long it takes until so many have ended and so many go on, from the first that is asked for.
+    fn migrate(&mut self, run: u32, finished: usize, running: usize) -> Result<Duration> {
+        let began = Instant::now();
+        loop {
+            let leader = self.leader()?;
+            if self.ask(leader, &format!("migrations {run} {finished} {running}"))? != LOST {
+                return Ok(began.elapsed());
+            }
+            println!("peer {leader} lost the lead in the middle; the next one goes on");
+        }
+    }
+
     /// From the kill of the leader to the first command that another one has applied.
     fn fail_over(&mut self) -> Result<Duration> {
         let lost = self.leader()?;
@@ -306,185 +290,4 @@ impl Drop for Group {
             }
         }
     }
-}
-
-/// A child: one peer, which answers lines.
-#[tokio::main]
-async fn peer(own: u64, folder: &Path) -> Result<()> {
-    let log = join(own, folder).await?;
-    let (said, mut lines) = mpsc::channel(1);
-    std::thread::spawn(move || {
-        for line in std::io::stdin().lines().map_while(Result::ok) {
-            // The peer has ended: nobody is to be told.
-            let _ = said.blocking_send(line);
-        }
-    });
-    while let Some(line) = lines.recv().await {
-        let words: Vec<&str> = line.split(' ').collect();
-        let said = match words[..] {
-            ["leads"] => match leads(&log) {
-                true => "yes".to_owned(),
-                false => "no".to_owned(),
-            },
-            ["kept"] => log.state().borrow().migrations.len().to_string(),
-            ["latency", count] => latency(&log, count.parse()?).await?,
-            ["migrations", finished, running] => {
-                migrations(&log, finished.parse()?, running.parse()?).await?
-            }
-            ["snapshot"] => snapshot(&log)?,
-            _ => bail!("{line:?} is not understood"),
-        };
-        println!("ok {said}");
-    }
-    Ok(())
-}
-
-async fn join(own: u64, folder: &Path) -> Result<Log> {
-    let read = |name: String| std::fs::read(folder.join(name));
-    let identity: Identity = serde_json::from_slice(&read(format!("identity{own}"))?)?;
-    let ports: BTreeMap<u64, u16> = serde_json::from_slice(&read("ports".to_owned())?)?;
-    let disk = folder.join(format!("peer{own}"));
-    std::fs::create_dir_all(&disk)?;
-    let book = Book::open(&disk);
-    for (id, port) in ports.iter().filter(|(id, _)| **id != own) {
-        let address = Address {
-            host: "127.0.0.1".to_owned(),
-            peer_port: *port,
-            worker_port: 1,
-        };
-        book.found(*id, &address);
-    }
-    let (inbound_out, inbound) = mpsc::channel(INBOUND_QUEUED_MAX);
-    let parts = Parts {
-        own,
-        group: GROUP,
-        address: None,
-        identity: identity.clone(),
-        book: book.clone(),
-        inbound: inbound_out.clone(),
-        dropped: IntCounter::new("dropped", "dropped")?,
-    };
-    let membership = Membership {
-        peer: own,
-        group: GROUP,
-        founders: PEERS.to_vec(),
-    };
-    let network = Network::new(parts);
-    let log = Log::start_with(&disk, membership, network, inbound, LIMITS).await?;
-    let refused = IntCounterVec::new(Opts::new("refused", "refused"), &["reason"])?;
-    let gate = Gate::new(own, GROUP, book, log.members(), refused);
-    let door = Door {
-        gate: gate.clone(),
-        inbound: inbound_out,
-        log: log.clone(),
-    };
-    let nowhere = kube::Config::new("http://127.0.0.1:1".parse()?);
-    let desk = Desk {
-        log: log.clone(),
-        gate,
-        records: Records::new(kube::Client::try_from(nowhere)?, "none"),
-    };
-    let listener = TcpListener::bind(("127.0.0.1", ports[&own])).await?;
-    tokio::spawn(async move { serve(listener, &identity, door, desk).await });
-    Ok(log)
-}
-
-fn leads(log: &Log) -> bool {
-    matches!(*log.leadership().borrow(), Leadership::Leader { .. })
-}
-
-async fn latency(log: &Log, count: usize) -> Result<String> {
-    let mut took = Vec::new();
-    for n in 0..count {
-        let command = Command::Register {
-            node: NodeName(format!("node{}", n % NODE_PAIRS)),
-            journal: Uuid::new_v4().to_string(),
-        };
-        let began = Instant::now();
-        log.propose(command).await?.1?;
-        took.push(began.elapsed().as_secs_f64() * 1_000.0);
-    }
-    took.sort_by(f64::total_cmp);
-    let at = |share: f64| took[((took.len() - 1) as f64 * share) as usize];
-    Ok(format!("{:.3} {:.3}", at(0.5), at(0.99)))
-}
-
-struct Proposer {
-    log: Log,
-}
-
-#[async_trait]
-impl Propose for Proposer {
-    async fn propose(&self, command: Command) {
-        // A report that was not taken is asked for again.
-        let _ = self.log.propose(command).await;
-    }
-
-    async fn leads(&self) -> bool {
-        self.log.confirm().await.is_ok()
-    }
-}
-
-/// Submits them all, drives them with the production driver, and says how many ended in a second.
-async fn migrations(log: &Log, finished: usize, running: usize) -> Result<String> {
-    let waits = "waits-".to_owned();
-    let (leads, leader) = watch::channel(true);
-    let driver = Driver {
-        perform: Arc::new(NoOp {
-            waits: waits.clone(),
-        }),
-        propose: Arc::new(Proposer { log: log.clone() }),
-        state: log.state(),
-        leader,
-        clock: Arc::new(SystemTimeOfDay),
-    };
-    let driver = tokio::spawn(driver.run());
-    let began = Instant::now();
-    let run = Uuid::new_v4().simple().to_string();
-    let mut submitting = JoinSet::new();
-    for n in 0..finished + running {
-        let name = match n < finished {
-            true => format!("pod-{run}-{n}"),
-            false => format!("{waits}{run}-{n}"),
-        };
-        // Those that wait have nodes of their own: they would be in everybody's way.
-        let pair = if n < finished { n % NODE_PAIRS } else { n };
-        let (log, command) = (log.clone(), submit(&name, pair));
-        submitting.spawn(async move { log.propose(command).await });
-        while submitting.len() >= INBOUND_QUEUED_MAX.min(256) {
-            submitting
-                .join_next()
-                .await
-                .context("something is submitted")???
-                .1?;
-        }
-    }
-    while let Some(submitted) = submitting.join_next().await {
-        submitted??.1?;
-    }
-    let mut state = log.state();
-    let all = state.wait_for(|state| {
-        let under_way = |m: &&Arc<Migration>| !m.phase.ended();
-        let waiting = |m: &&Arc<Migration>| {
-            m.phase == Phase::Planned && m.request.pod.name.starts_with(&waits)
-        };
-        state.migrations.values().filter(under_way).count()
-            == state.migrations.values().filter(waiting).count()
-    });
-    tokio::time::timeout(PATIENCE, all)
-        .await
-        .context("they end")??;
-    let seconds = began.elapsed().as_secs_f64();
-    drop(leads);
-    driver.abort();
-    Ok(format!("{:.0}", finished as f64 / seconds))
-}
-
-/// How many migrations the state has, its bytes, and how long writing it down takes.
-fn snapshot(log: &Log) -> Result<String> {
-    let state = Arc::clone(&log.state().borrow());
-    let began = Instant::now();
-    let bytes = state_to_bytes(&state)?.len();
-    let ms = began.elapsed().as_secs_f64() * 1_000.0;
-    Ok(format!("{} {bytes} {ms:.1}", state.migrations.len()))
 }

@@ -1,15 +1,15 @@
 //! Names that must not be mixed up.
 
-use std::fmt;
+use std::{fmt, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
 macro_rules! name {
-    ($(#[$doc:meta])* $name:ident) => {
+    ($(#[$doc:meta])* $name:ident($text:ty)) => {
         $(#[$doc])*
         #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
         #[serde(transparent)]
-        pub struct $name(pub String);
+        pub struct $name(pub $text);
 
         impl fmt::Display for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -19,23 +19,24 @@ macro_rules! name {
 
         impl From<&str> for $name {
             fn from(text: &str) -> Self {
-                Self(text.to_owned())
+                Self(text.into())
             }
         }
     };
 }
 
 name! {
-    /// The UID of the `PodMigration` object that asked for the migration; also its trace id.
-    MigrationId
+    /// The UID of the `PodMigration` object that asked for the migration; also its trace id. Shared: every commit copies
+    /// the ids of the whole history.
+    MigrationId(Arc<str>)
 }
 name! {
     /// A Kubernetes node's name.
-    NodeName
+    NodeName(String)
 }
 name! {
     /// The UID Kubernetes gave a pod. Two pods of one name differ by it.
-    PodUid
+    PodUid(String)
 }
 
 /// A pod by its place in Kubernetes; says nothing about which pod of that name.

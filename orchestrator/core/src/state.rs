@@ -214,13 +214,14 @@ impl State {
             *under_way.entry(&plan.source).or_default() += 1;
             *under_way.entry(&plan.target).or_default() += 1;
         }
-        let mut in_turn: Vec<&Migration> = self.migrations.values().map(Arc::as_ref).collect();
-        in_turn.sort_by_key(|m| m.submitted);
+        let mut in_turn: Vec<(Revision, Step, &Plan, &Migration)> = self
+            .migrations
+            .values()
+            .filter_map(|m| Some((m.submitted, m.phase.step()?, m.plan.as_ref()?, m.as_ref())))
+            .collect();
+        in_turn.sort_unstable_by_key(|(submitted, ..)| *submitted);
         let mut due = Vec::new();
-        for migration in in_turn {
-            let (Some(step), Some(plan)) = (migration.phase.step(), &migration.plan) else {
-                continue;
-            };
+        for (_, step, plan, migration) in in_turn {
             if step == Step::Recheck {
                 let room =
                     |node| under_way.get(node).copied().unwrap_or(0) < UNDER_WAY_PER_NODE_MAX;
@@ -411,16 +412,26 @@ impl State {
     }
 
     fn forget_oldest(&mut self) {
-        let mut ended: Vec<(Revision, MigrationId)> = self
+        if self.migrations.len() <= HISTORY_MAX {
+            return;
+        }
+        let mut ended: Vec<(Revision, &MigrationId)> = self
             .migrations
             .values()
             // One that still owes something must not be forgotten: a node that comes back would keep what it holds.
             .filter(|m| m.phase.ended() && m.left_over.is_none())
-            .map(|m| (m.submitted, m.id.clone()))
+            .map(|m| (m.submitted, &m.id))
             .collect();
-        ended.sort();
         let surplus = ended.len().saturating_sub(HISTORY_MAX);
-        for (_, id) in ended.into_iter().take(surplus) {
+        if surplus == 0 {
+            return;
+        }
+        ended.select_nth_unstable(surplus - 1);
+        let oldest: Vec<MigrationId> = ended[..surplus]
+            .iter()
+            .map(|(_, id)| (*id).clone())
+            .collect();
+        for id in oldest {
             self.migrations.remove(&id);
         }
     }

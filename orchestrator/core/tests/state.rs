@@ -124,7 +124,9 @@ fn migrations_wait_their_turn_and_all_get_it() {
     );
     assert_eq!(
         order,
-        (0..10).map(|n| format!("m{n}")).collect::<Vec<_>>(),
+        (0..10)
+            .map(|n| format!("m{n}").into())
+            .collect::<Vec<Arc<str>>>(),
         "in the order they were asked for"
     );
 }

@@ -23,6 +23,8 @@ use crate::{
 
 /// A worker that is silent this long is gone: three of its keepalives.
 const KEEPALIVE: Duration = Duration::from_secs(5);
+/// Looking through the log's history takes some hundred microseconds, which every commit need not cost.
+const COUNT_EVERY: Duration = Duration::from_secs(1);
 
 /// What workers are served from.
 pub(super) struct Workers {
@@ -65,12 +67,29 @@ impl Workers {
     }
 }
 
+/// Counts what ends, until the log has stopped.
+async fn count(metrics: Arc<Metrics>, log: Log) {
+    let mut states = log.state();
+    loop {
+        let state = Arc::clone(&states.borrow_and_update());
+        let leads = matches!(*log.leadership().borrow(), Leadership::Leader { .. });
+        metrics.observe(&state, leads);
+        drop(state);
+        tokio::time::sleep(COUNT_EVERY).await;
+        if states.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
 pub(super) async fn http(
     config: &Config,
     metrics: Arc<Metrics>,
     log: Log,
     workers: crate::workers::Workers,
 ) -> Result<()> {
+    // An end is counted when it happens, by whoever leads then, and not only while somebody scrapes.
+    tokio::spawn(count(Arc::clone(&metrics), log.clone()));
     let render = {
         let log = log.clone();
         move || {

@@ -172,7 +172,7 @@ fn waiting(status: &TargetStatus) -> Option<String> {
 impl Cluster for RealCluster {
     async fn source(&self, plan: &Plan) -> Result<SourceObject, ClusterError> {
         // Before the commit no mark of ours can be there, so the migration's id doesn't matter for what is asked here.
-        let nobody = MigrationId(String::new());
+        let nobody = MigrationId::from("");
         let state = self.pods.source_state(&plan.pod, &plan.uid, &nobody).await;
         state
             .map(source_object)
@@ -333,6 +333,7 @@ impl Cluster for RealCluster {
             node,
             given_up: status.given_up_by.as_deref() == Some(&id.0),
             deleting: status.deleting,
+            taken_up: !status.containers.is_empty(),
             broken: broken(&status),
             waiting: waiting(&status),
             ready: status.ready,

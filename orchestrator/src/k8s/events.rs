@@ -57,7 +57,7 @@ impl Events {
 pub fn about(migration: &Migration) -> Vec<ObjectReference> {
     let mut about = vec![reference::<PodMigration>(
         &migration.object,
-        Some(migration.id.0.clone()),
+        Some(migration.id.0.to_string()),
     )];
     let restored = migration.restored.as_ref().map(|r| r.pod_uid.0.clone());
     let source = migration.plan.as_ref().map(|plan| plan.uid.0.clone());

@@ -119,7 +119,7 @@ pub async fn run(client: Client, out: mpsc::Sender<Intake>) {
 }
 
 fn due(object: &PodMigration) -> Due {
-    let Some(id) = object.uid().map(MigrationId) else {
+    let Some(id) = object.uid().map(|uid| MigrationId(uid.into())) else {
         return Due::Nothing;
     };
     let place = place(object);
@@ -226,7 +226,7 @@ pub async fn forget(client: &Client, id: &MigrationId, object: &PodRef) -> Resul
         return Ok(());
     };
     let ours = |f: &String| f == FINALIZER;
-    if found.uid().as_ref() != Some(&id.0) || !found.finalizers().iter().any(ours) {
+    if found.uid().as_deref() != Some(&id.0) || !found.finalizers().iter().any(ours) {
         return Ok(());
     }
     let rest: Vec<_> = found

@@ -158,7 +158,7 @@ impl Pods {
                 return Ok(state);
             };
             let mut finalizers = object.metadata.finalizers.clone().unwrap_or_default();
-            let held = annotation(&object, HELD_ANNOTATION) == Some(&migration.0);
+            let held = annotation(&object, HELD_ANNOTATION) == Some(&*migration.0);
             if held && finalizers.iter().any(|f| f == HOLD_FINALIZER) {
                 return Ok(state);
             }
@@ -206,7 +206,7 @@ impl Pods {
                 }
                 (SourceState::Deleting, Some(_)) => return Ok(SourceDeleted::PodDeleted),
                 (SourceState::Present, Some(object)) => {
-                    if annotation(&object, COMMITTED_ANNOTATION) == Some(&migration.0) {
+                    if annotation(&object, COMMITTED_ANNOTATION) == Some(&*migration.0) {
                         self.delete(pod, uid).await?;
                     } else if !held_for(&object, migration) {
                         // Undone meanwhile by a newer leader: the pod runs, and a late delete would lose it.
@@ -356,7 +356,7 @@ fn source_state(found: Option<&Pod>, uid: &PodUid, migration: &MigrationId) -> S
     if uid_of(object) != *uid {
         return SourceState::OtherPod;
     }
-    let committed = annotation(object, COMMITTED_ANNOTATION) == Some(&migration.0);
+    let committed = annotation(object, COMMITTED_ANNOTATION) == Some(&*migration.0);
     match (object.metadata.deletion_timestamp.is_some(), committed) {
         (false, _) => SourceState::Present,
         (true, true) => SourceState::Leaving,
@@ -368,7 +368,7 @@ fn source_state(found: Option<&Pod>, uid: &PodUid, migration: &MigrationId) -> S
 fn held_for(object: &Pod, migration: &MigrationId) -> bool {
     let mut finalizers = object.metadata.finalizers.iter().flatten();
     let held = finalizers.any(|f| f == HOLD_FINALIZER);
-    annotation(object, HELD_ANNOTATION).map_or(held, |id| *id == migration.0)
+    annotation(object, HELD_ANNOTATION).map_or(held, |id| id == &*migration.0)
 }
 
 /// The target as its object says.
@@ -380,7 +380,7 @@ pub fn target_status(object: &Pod) -> TargetStatus {
         phase: status.phase.clone().unwrap_or_default(),
         reason: words.into_iter().flatten().collect::<Vec<_>>().join(": "),
         deleting: object.metadata.deletion_timestamp.is_some(),
-        given_up_by: annotation(object, COMMITTED_ANNOTATION).cloned(),
+        given_up_by: annotation(object, COMMITTED_ANNOTATION).map(str::to_owned),
         ready: status
             .conditions
             .iter()
@@ -414,8 +414,9 @@ fn target_container(status: &ContainerStatus) -> TargetContainer {
     }
 }
 
-fn annotation<'a>(object: &'a Pod, key: &str) -> Option<&'a String> {
-    object.metadata.annotations.as_ref()?.get(key)
+fn annotation<'a>(object: &'a Pod, key: &str) -> Option<&'a str> {
+    let annotations = object.metadata.annotations.as_ref()?;
+    annotations.get(key).map(String::as_str)
 }
 
 fn node(object: &Pod) -> Option<&String> {

@@ -175,7 +175,7 @@ pub fn pull_pod(wanted: &Wanted<'_>) -> Pod {
             namespace: original.metadata.namespace.clone(),
             labels: Some(BTreeMap::from([(
                 PREPULL_LABEL.to_owned(),
-                migration.0.clone(),
+                migration.0.to_string(),
             )])),
             ..ObjectMeta::default()
         },

@@ -197,10 +197,10 @@ pub fn with_images(
     let origins = serde_json::to_string(&origins)
         .map_err(|source| TargetPodError::Write { pod: name, source })?;
     let annotations = pod.metadata.annotations.get_or_insert_default();
-    annotations.insert(MIGRATION_ANNOTATION.to_owned(), migration.0.clone());
+    annotations.insert(MIGRATION_ANNOTATION.to_owned(), migration.0.to_string());
     annotations.insert(IMAGES_ANNOTATION.to_owned(), origins);
     // Until the log knows that it was restored, its deletion must not go unseen: a gone pod would be made again.
-    annotations.insert(HELD_ANNOTATION.to_owned(), migration.0.clone());
+    annotations.insert(HELD_ANNOTATION.to_owned(), migration.0.to_string());
     pod.metadata.finalizers = Some(vec![HOLD_FINALIZER.to_owned()]);
     Ok(pod)
 }

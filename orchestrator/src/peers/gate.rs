@@ -45,6 +45,18 @@ pub enum Stranger {
     Malformed,
 }
 
+/// Every reason.
+const STRANGERS: [Stranger; 8] = [
+    Stranger::NoCertificate,
+    Stranger::OtherName,
+    Stranger::OtherGroup,
+    Stranger::NotForUs,
+    Stranger::NoMember,
+    Stranger::Removed,
+    Stranger::Protocol,
+    Stranger::Malformed,
+];
+
 impl Stranger {
     fn label(self) -> &'static str {
         match self {
@@ -84,6 +96,10 @@ impl Gate {
         members: watch::Receiver<Members>,
         refused: IntCounterVec,
     ) -> Self {
+        // Shown as 0 from the start: a counter that appears with its first stranger never shows an increase.
+        for reason in STRANGERS {
+            refused.with_label_values(&[reason.label()]);
+        }
         Self {
             own,
             group,

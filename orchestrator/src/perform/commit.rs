@@ -33,6 +33,14 @@ pub const HOLD_LEASE: Duration = Duration::from_secs(5);
 /// doesn't jump: one that did would end a pod that just came up.
 const RESTORE_WITHIN: Duration = Duration::from_secs(60);
 
+/// A kubelet whose API server was away looks again after a time that doubles up to 30 s and is doubled again by chance (its
+/// client's backoff): 52 s on the lab after 20 s away. Giving up before it has seen the pod would not help, for the
+/// rescue needs a kubelet that waits as long.
+const TAKEN_UP_WITHIN: Duration = Duration::from_secs(180);
+
+/// How far two clocks whose offset was measured may seem to be apart: half a slow round trip, and drift since.
+const CLOCKS_DIFFER_NS: u64 = 500_000_000;
+
 /// How often the target is looked at: the answer to a finished restore is late by half of it.
 const LOOK_EVERY: Duration = Duration::from_millis(25);
 
@@ -161,8 +169,8 @@ impl Act<'_> {
         images: &[Image],
     ) -> Result<Restored, Ended> {
         let started = self.world.clock.unix_ns();
-        let waiting = Instant::now();
-        let mut looked_at_object = waiting;
+        let mut patience = Patience::new();
+        let mut looked_at_object = Instant::now();
         loop {
             match self.origins(node, uid).await? {
                 Origins::Restored { running_unix_ns } => {
@@ -182,8 +190,8 @@ impl Act<'_> {
             }
             if looked_at_object.elapsed() > LOOK_AT_OBJECT_EVERY {
                 looked_at_object = Instant::now();
-                let late = waiting.elapsed() > RESTORE_WITHIN;
-                if let Some(ended) = self.look_at_object(node, uid, images, late).await? {
+                let looked = self.look_at_object(node, uid, images, &mut patience);
+                if let Some(ended) = looked.await? {
                     return Err(ended);
                 }
             }
@@ -196,14 +204,14 @@ impl Act<'_> {
         node: &NodeName,
         uid: &PodUid,
         images: &[Image],
-        late: bool,
+        patience: &mut Patience,
     ) -> Result<Option<Ended>, Ended> {
         match self.world.cluster.restored(self.plan, &self.due.id).await? {
             None => Ok(Some(Ended::pod_deleted(self.plan))),
             Some(object) if object.deleted_by_user() || object.uid != *uid => {
                 Ok(Some(Ended::pod_deleted(self.plan)))
             }
-            Some(object) => match (object.broken, late) {
+            Some(object) => match (object.broken, patience.ends(object.taken_up)) {
                 (Some(reason), _) => self.prove_failed(node, uid, images, reason).await.map(Some),
                 (None, true) => {
                     let waiting = object
@@ -211,7 +219,7 @@ impl Act<'_> {
                         .unwrap_or_else(|| "nothing was said".to_owned());
                     let reason = format!(
                         "not restored after {} s: {waiting}",
-                        RESTORE_WITHIN.as_secs()
+                        patience.within.as_secs()
                     );
                     self.prove_failed(node, uid, images, reason).await.map(Some)
                 }
@@ -223,7 +231,7 @@ impl Act<'_> {
     async fn origins(&self, node: &NodeName, uid: &PodUid) -> Result<Origins, Ended> {
         let verify = wire::Verify {
             pod: Some(self.restored_pod(uid)),
-            migration_id: self.due.id.0.clone(),
+            migration_id: self.due.id.0.to_string(),
         };
         let answer::Kind::Verified(verified) =
             self.ask(node, question::Kind::Verify(verify)).await?
@@ -259,9 +267,28 @@ impl Act<'_> {
         if missing > 0 {
             return Ok(Origins::NotYet);
         }
+        let running_unix_ns = self.world.nodes.clock(node).correct(running_unix_ns);
         Ok(Origins::Restored {
-            running_unix_ns: self.world.nodes.clock(node).correct(running_unix_ns),
+            running_unix_ns: self.in_this_phase(running_unix_ns, |_, now| now),
         })
+    }
+
+    /// A time that a worker told of something done in this phase, or `otherwise`, of the phase's beginning and now, when
+    /// it can't be: a clock was set in between, and the last measurement of it is some seconds old.
+    pub(super) fn in_this_phase(&self, unix_ns: u64, otherwise: fn(u64, u64) -> u64) -> u64 {
+        let phase = self.migration.phase;
+        let entries = self.migration.entered.iter().rev();
+        // Entered anew, it is the same phase still.
+        let first = entries.take_while(|(entered, _)| *entered == phase).last();
+        let entered_ms = first.map_or(0, |(_, at)| *at);
+        let (entered, now) = (entered_ms * 1_000_000, self.world.clock.unix_ns());
+        if (entered.saturating_sub(CLOCKS_DIFFER_NS)..=now.saturating_add(CLOCKS_DIFFER_NS))
+            .contains(&unix_ns)
+        {
+            return unix_ns;
+        }
+        tracing::warn!(migration = %self.due.id, unix_ns, entered, now, "a worker's time can't be: a clock was set");
+        otherwise(entered, now)
     }
 
     /// Makes it true, and proves, that nothing of this restore can run.
@@ -314,6 +341,34 @@ impl Act<'_> {
                 ),
             )),
         }
+    }
+}
+
+/// How long a restored pod is waited for, and since when.
+struct Patience {
+    since: Instant,
+    within: Duration,
+    taken_up: bool,
+}
+
+impl Patience {
+    fn new() -> Self {
+        Self {
+            since: Instant::now(),
+            within: TAKEN_UP_WITHIN,
+            taken_up: false,
+        }
+    }
+
+    fn ends(&mut self, taken_up: bool) -> bool {
+        if taken_up && !self.taken_up {
+            *self = Self {
+                since: Instant::now(),
+                within: RESTORE_WITHIN,
+                taken_up,
+            };
+        }
+        self.since.elapsed() > self.within
     }
 }
 

@@ -39,7 +39,11 @@ impl Act<'_> {
             store_prefix,
             manifest_key: held.manifest_key,
             manifest_blake3: held.manifest_blake3,
-            paused_unix_ns: self.world.nodes.clock(&source).correct(held.paused_unix_ns),
+            // Too long a freeze is undone too early, which is better than too late.
+            paused_unix_ns: self.in_this_phase(
+                self.world.nodes.clock(&source).correct(held.paused_unix_ns),
+                |entered, _| entered,
+            ),
             raw_bytes: held.raw_bytes,
             stored_bytes: held.stored_bytes,
             packs: held.packs,

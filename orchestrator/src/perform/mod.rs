@@ -80,6 +80,8 @@ pub struct RestoredObject {
     pub given_up: bool,
     /// Somebody is deleting it.
     pub deleting: bool,
+    /// Its kubelet has seen it.
+    pub taken_up: bool,
     /// Why a container can't be restored: it won't get better by waiting.
     pub broken: Option<String>,
     /// Why it waits, for the user.

@@ -7,21 +7,29 @@
 mod dead;
 mod model;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use model::{Fault, Model, Trouble};
 use orchestrator_core::{
     id::{PodRef, Revision},
-    migration::{Migration, Phase},
+    migration::{Done, Migration, Outcome, Phase, Span, Step},
     plan::{CheckpointVia, Handover, Plan, PlannedContainer, Request, RestoreVia},
-    state::{Command, Decision, State},
+    refusal::Finding,
+    state::{Command, Decision, Due, State},
 };
 use tokio::sync::{Mutex, watch};
 
 use super::World;
 use crate::{
     clock::{SystemTimeOfDay, unix_ms},
-    driver::{Driver, Propose},
+    driver::{Driver, Perform, Propose},
     janitor::Clear,
 };
 
@@ -195,6 +203,57 @@ async fn the_good_day() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_trace_has_every_commit_between_two_steps_and_every_question_who_leads() {
+    let ended = run(&Arc::new(Model::new(None))).await;
+    let count = |name: &str| ended.spans.iter().filter(|span| span.name == name).count();
+    // Of six steps three begin in Kubernetes.
+    assert_eq!((count("commit"), count("ask a majority")), (5, 3));
+}
+
+/// Doesn't know for the first fifty times.
+struct Doubting(AtomicU64);
+
+#[async_trait::async_trait]
+impl Perform for Doubting {
+    async fn perform(&self, due: &Due, _migration: &Migration) -> (Outcome, Vec<Span>) {
+        let span = Span {
+            name: "tried".to_owned(),
+            place: String::new(),
+            parent: String::new(),
+            start_unix_ns: 1,
+            end_unix_ns: 2,
+            attributes: BTreeMap::new(),
+        };
+        let outcome = match (due.step, self.0.fetch_add(1, Ordering::Relaxed)) {
+            (Step::Recheck, 0..50) => Outcome::Unknown(Finding::new("Doubt", "", "")),
+            (Step::Recheck, _) => Outcome::Done(Done::Rechecked),
+            _ => std::future::pending().await,
+        };
+        (outcome, vec![span])
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_step_asked_again_and_again_in_doubt_does_not_fill_the_trace() {
+    let log = submitted(&Arc::new(Model::new(None))).await;
+    let (_keep, leader) = watch::channel(true);
+    let driver = Driver {
+        perform: Arc::new(Doubting(AtomicU64::new(0))),
+        propose: Arc::clone(&log) as _,
+        state: log.state.subscribe(),
+        leader,
+        clock: Arc::new(SystemTimeOfDay),
+    };
+    let driver = tokio::spawn(driver.run());
+    let mut state = log.state.subscribe();
+    let settled = state.wait_for(|state| state.migrations[&"m".into()].phase == Phase::Preparing);
+    drop(settled.await);
+    driver.abort();
+    // The first doubt, and the end.
+    assert_eq!(migration(&log).spans.len(), 2);
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_orchestrator_may_die_before_and_after_every_effect() {
     let (_, effects) = check(None).await;
     for at in 1..=effects {
@@ -258,6 +317,13 @@ async fn a_restore_that_breaks_is_rescued_on_the_source_node() {
         "{:?}",
         model.seen().violations
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_kubelet_that_has_not_seen_the_pod_yet_is_waited_for_longer_than_a_restore() {
+    let model = Arc::new(Model::new(None));
+    model.kubelets_away_for(Duration::from_secs(100));
+    assert_eq!(run(&model).await.phase, Phase::Succeeded);
 }
 
 #[tokio::test(start_paused = true)]

@@ -356,7 +356,7 @@ impl Stage {
     /// As the desk does when the object is deleted: proposed until it is answered.
     async fn abort(&self, id: &str) {
         loop {
-            let id = MigrationId(id.to_owned());
+            let id = MigrationId::from(id);
             let known = self.sim.ledger(|ledger, _| verdict::phase(ledger, &id.0));
             let Some((phase, revision)) = known.filter(|(phase, _)| !phase.ended()) else {
                 return;

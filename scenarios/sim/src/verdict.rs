@@ -39,7 +39,7 @@ fn find<'a>(ledger: &'a Ledger, id: &str) -> Option<&'a Migration> {
     let state = ledger.newest()?;
     state
         .migrations
-        .get(&MigrationId(id.to_owned()))
+        .get(&MigrationId::from(id))
         .map(AsRef::as_ref)
 }
 

@@ -9,7 +9,7 @@ mod redis;
 
 pub use appearance::{abort_by_deletion, looks_the_same};
 pub use containers::{sidecar_and_finished_init, two_containers};
-pub use images::{by_pull, through_the_store};
+pub use images::{by_pull, by_secret, through_the_store};
 pub use many::ten_at_once;
 pub use moto::moto;
 pub use redis::redis_under_load;

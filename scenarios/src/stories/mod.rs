@@ -10,6 +10,7 @@ mod faults;
 mod faults_users;
 mod good;
 mod ground;
+mod group;
 mod harm;
 mod journey;
 mod matrix;
@@ -17,6 +18,7 @@ mod peers;
 mod refusals;
 mod replication;
 mod stage;
+mod telemetry;
 mod watch;
 mod witness;
 
@@ -41,9 +43,12 @@ pub struct Story {
 /// All stories, in the order they are told.
 pub fn all() -> Vec<Story> {
     let mut all = good_days();
+    all.extend(base_images());
     all.extend(faults::stories());
     all.extend(faults_users::stories());
     all.extend(replication::stories());
+    all.extend(group::stories());
+    all.extend(telemetry::stories());
     all.push(Story {
         name: "fault-matrix",
         about: "whatever breaks in whatever phase: no number is lost, none is answered by two copies",
@@ -91,16 +96,6 @@ fn good_days() -> Vec<Story> {
             tell: good::ten_at_once,
         },
         Story {
-            name: "base-image-by-pull",
-            about: "an image that the target lacks is pulled before the freeze",
-            tell: good::by_pull,
-        },
-        Story {
-            name: "base-image-through-the-store",
-            about: "an image that nobody can pull any more comes from the source node",
-            tell: good::through_the_store,
-        },
-        Story {
             name: "labels-annotations-spec",
             about: "the moved pod looks as before; events, columns and the command say what happened",
             tell: good::looks_the_same,
@@ -119,6 +114,27 @@ fn good_days() -> Vec<Story> {
             name: "moto",
             about: "another S3 server serves as well",
             tell: good::moto,
+        },
+    ]
+}
+
+/// The target lacks the pod's image.
+fn base_images() -> Vec<Story> {
+    vec![
+        Story {
+            name: "base-image-by-pull",
+            about: "an image that the target lacks is pulled before the freeze",
+            tell: good::by_pull,
+        },
+        Story {
+            name: "base-image-by-secret",
+            about: "an image that its registry gives to nobody without a password is pulled with the pod's own secret",
+            tell: good::by_secret,
+        },
+        Story {
+            name: "base-image-through-the-store",
+            about: "an image that nobody can pull any more comes from the source node",
+            tell: good::through_the_store,
         },
     ]
 }

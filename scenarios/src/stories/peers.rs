@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// Where a peer serves its metrics; `deploy/` says the same.
-const METRICS_PORT: u16 = 7480;
+pub const METRICS_PORT: u16 = 7480;
 /// The leader's line in them.
 const LEADS: &str = "longshore_log_leads 1";
 const ANSWER_WITHIN: Duration = Duration::from_millis(500);
@@ -111,9 +111,14 @@ pub fn led_by_another(stage: &Stage, lost: &Peer) -> Result<()> {
     })
 }
 
+/// Gives an order from a peer's pod, as an operator does; what was said.
+pub fn order_peer(stage: &Stage, pod: &str, words: &[&str]) -> Result<String> {
+    let exec = ["-n", NAMESPACE, "exec", pod, "--", "orchestrator"];
+    stage.cluster.run(&[&exec[..], words].concat())
+}
+
 /// What a peer's own command says, which must be JSON.
 pub fn ask_peer(stage: &Stage, pod: &str, words: &[&str]) -> Result<Value> {
-    let exec = ["-n", NAMESPACE, "exec", pod, "--", "orchestrator"];
-    let said = stage.cluster.run(&[&exec[..], words].concat())?;
+    let said = order_peer(stage, pod, words)?;
     serde_json::from_str(said.trim()).with_context(|| format!("understand what {pod} says: {said}"))
 }

@@ -28,7 +28,7 @@ use crate::{
 /// The promise: losing the leader costs no more.
 const FAILOVER_WITHIN: Duration = Duration::from_secs(3);
 /// A pod that starts, is ready, learns and is swapped in.
-const REPLACED_WITHIN: Duration = Duration::from_secs(60);
+pub const REPLACED_WITHIN: Duration = Duration::from_secs(60);
 /// A pod with two programs that take milliseconds, pulled and started.
 const RECOVERED_WITHIN: Duration = Duration::from_secs(70);
 /// Three peers, one after the other, each ready before the next goes; then a worker on each node.
@@ -60,7 +60,8 @@ pub fn stories() -> Vec<Story> {
     ]
 }
 
-fn other_node(stage: &Stage) -> Result<&'static str> {
+/// Where the ledger is not.
+pub fn other_node(stage: &Stage) -> Result<&'static str> {
     Ok(if stage.node_of("ledger")? == "node1" {
         "node2"
     } else {
@@ -117,7 +118,8 @@ fn leader_dies(stage: &Stage, phase: &str) -> Result<Duration> {
     Ok(took)
 }
 
-fn succeeded(stage: &Stage, journey: Journey<'_>, to: &str) -> Result<()> {
+/// Waits for the end, which must be a good one.
+pub fn succeeded(stage: &Stage, journey: Journey<'_>, to: &str) -> Result<()> {
     let (Migrated { code, text }, ended) = journey.end()?;
     if code != 0 || ended.phase() != "Succeeded" {
         bail!(
@@ -171,7 +173,7 @@ fn peer_replacement(stage: &Stage) -> Result<()> {
 }
 
 /// Who votes, by what the leader says.
-fn voters(stage: &Stage) -> Result<BTreeSet<u64>> {
+pub fn voters(stage: &Stage) -> Result<BTreeSet<u64>> {
     let leader = Peer::leader(stage)?;
     let told = ask_peer(stage, &leader.pod, &["peers", "-o", "json"])?;
     let peers: Vec<Value> = told["peers"].as_array().cloned().unwrap_or_default();
@@ -309,7 +311,8 @@ fn group_recovery(stage: &Stage) -> Result<()> {
     nothing_left(stage)
 }
 
-fn scale(stage: &Stage, replicas: u8) -> Result<()> {
+/// Makes the peers as many, and waits until there are as many pods.
+pub fn scale(stage: &Stage, replicas: u8) -> Result<()> {
     let (set, replicas_flag) = (
         format!("statefulset/{PEERS}"),
         format!("--replicas={replicas}"),

@@ -16,7 +16,7 @@ use crate::{
     cgroup::{Cgroups, PodCgroup},
     checkpoint::{dump, proof},
     containerd::{Container, Containerd, ContainerdError, Task},
-    spans::now_unix_ns,
+    spans::{by_node_clock, now_unix_ns},
 };
 
 /// The runtime's tasks.
@@ -36,7 +36,7 @@ pub trait Tasks: Send + Sync {
 /// must carry it.
 #[async_trait]
 pub trait Node: Tasks {
-    /// Nanoseconds since 1970 by this node's clock.
+    /// Nanoseconds since 1970 by the worker's clock, which doesn't jump.
     fn unix_ns(&self) -> u64;
     /// Waits for dumps of the container that move, ends those that hang. True: none is left.
     async fn end_dump(&self, container: &str) -> bool;
@@ -191,6 +191,7 @@ impl Node for ThisNode {
     }
 
     fn strays(&self, pod: &Pod, since: SystemTime) -> Vec<PathBuf> {
+        let since = by_node_clock(since);
         end::strays(Path::new(end::KUBELET_CHECKPOINTS), pod, since)
     }
 }

@@ -6,8 +6,10 @@
 //! running container with our reference in `checkpointImage`, before which none of its pod has run, came from this
 //! checkpoint and has not been restarted since. A later attempt is no success when an earlier one had run: what that
 //! one did is lost. Where every earlier one is known never to have run (the kubelet tries a failed restore again), it is
-//! a success, and giving it up would lose what it has done since. Containers are told apart by label, because containerd
-//! 2.1 writes a wrong container name in the annotations of restored ones.
+//! a success, and giving it up would lose what it has done since. Known by `started_at` 0: containerd sets it last, when
+//! the task runs, and leaves it alone when that fails, by a restore or not (seen with 2.1.9: 1970 beside the reason
+//! StartError). Containers are told apart by label, because containerd 2.1 writes a wrong container name in the
+//! annotations of restored ones.
 //!
 //! What was weighed and left: CRIU's restore.log and the bundle are deleted by the shim on success, the process tree
 //! looks the same either way, and the image of the running container is the base image in both cases.
@@ -18,7 +20,7 @@ use proto::{
 };
 
 use super::RestoreError;
-use crate::images::Images;
+use crate::{images::Images, spans::by_our_clock};
 
 const NAME_LABEL: &str = "io.kubernetes.container.name";
 
@@ -46,7 +48,12 @@ pub async fn verify(
         for attempt in attempts {
             statuses.push(images.container_status(&attempt.id).await?);
         }
-        containers.push(judge(&container.name, prefix, &statuses));
+        let mut judged = judge(&container.name, prefix, &statuses);
+        // The runtime's, by the node's clock.
+        if judged.running_since_unix_ns > 0 {
+            judged.running_since_unix_ns = by_our_clock(judged.running_since_unix_ns);
+        }
+        containers.push(judged);
     }
     Ok(Verified { containers })
 }

@@ -157,7 +157,7 @@ impl Board {
         let api: Api<PodMigration> = Api::namespaced(self.client.clone(), &object.namespace);
         let call = api.get(&object.name);
         let found = if_there(bounded(format!("get podmigration {object}"), call).await)?;
-        let found = found.filter(|o| o.metadata.uid.as_ref() == Some(&migration.id.0));
+        let found = found.filter(|o| o.metadata.uid.as_deref() == Some(&migration.id.0));
         let Some(found) = found else {
             return Ok(Shown {
                 status: Map::new(),

@@ -16,7 +16,7 @@ use proto::worker::{
     self as wire, StepReport, answer, question, step_report, step_request,
     verified_container::Origin,
 };
-use tokio::sync::Notify;
+use tokio::{sync::Notify, time::Instant};
 
 use crate::{
     perform::{Cluster, ClusterError, Deletion, Nodes, RestoredObject, SourceObject},
@@ -89,6 +89,9 @@ struct Inner {
     cut_after: Option<(&'static str, &'static str)>,
     cut: Option<&'static str>,
     doomed: bool,
+    /// Kubelets see a made pod this much later.
+    kubelets_away: Duration,
+    taken_up_from: Instant,
 }
 
 pub struct Model {
@@ -116,6 +119,8 @@ impl Model {
             restored: None,
             restored_runs: false,
             made: 0,
+            kubelets_away: Duration::ZERO,
+            taken_up_from: Instant::now(),
             disarmed: false,
             trouble,
             effects: 0,
@@ -141,6 +146,10 @@ impl Model {
 
     pub fn break_restores_on(&self, node: &str) {
         self.lock().broken_node = Some(node.to_owned());
+    }
+
+    pub fn kubelets_away_for(&self, away: Duration) {
+        self.lock().kubelets_away = away;
     }
 
     pub fn start_fresh_on(&self, node: &str) {
@@ -411,6 +420,7 @@ impl Cluster for Model {
             }
             if inner.restored.is_none() {
                 inner.made += 1;
+                inner.taken_up_from = Instant::now() + inner.kubelets_away;
                 let breaks = inner.broken_node.as_deref() == Some(&node.0);
                 inner.restored_runs = !breaks;
                 inner.restored = Some((node.0.clone(), inner.made));
@@ -439,6 +449,7 @@ impl Cluster for Model {
             node: NodeName(node.clone()),
             given_up: false,
             deleting: inner.restored_deleted,
+            taken_up: Instant::now() >= inner.taken_up_from,
             broken: None,
             waiting: None,
             ready: inner.restored_runs,
@@ -606,6 +617,7 @@ impl Nodes for Model {
             question::Kind::HasImages(_) => answer::Kind::Images(wire::ImagesState::default()),
             question::Kind::Verify(_) => {
                 let origin = match (&inner.restored, inner.restored_runs) {
+                    _ if Instant::now() < inner.taken_up_from => Origin::NotYet,
                     (Some((at, _)), _) if inner.fresh_node.as_deref() == Some(at) => {
                         Origin::Started
                     }

@@ -4,21 +4,22 @@ use super::{
     super::{Stage, ground},
     PORT, container, restarts,
 };
-use crate::{control, node, parts, process, state::Lab, workloads};
+use crate::{control, node, parts, process, site::REGISTRY_NAME, state::Lab, workloads};
 use anyhow::{Context, Result, ensure};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::{
     thread,
     time::{Duration, Instant},
 };
 
 const POD: &str = "kuard";
+const SECRET: &str = "registry-password";
 const TARGET: &str = "node2";
 const ENDED_WITHIN: Duration = Duration::from_secs(10);
 
 /// The registry answers.
 pub fn by_pull(stage: &Stage) -> Result<()> {
-    pulled_image(stage, || move_and_compare(stage))?;
+    pulled_image(stage, json!({}), || move_and_compare(stage))?;
     ensure!(
         spans(stage)?.iter().any(|name| name == "pull base images"),
         "no image was pulled: the node had it all the time"
@@ -26,10 +27,40 @@ pub fn by_pull(stage: &Stage) -> Result<()> {
     Ok(())
 }
 
+/// The registry wants a password, which is in a Secret that the pod names.
+pub fn by_secret(stage: &Stage) -> Result<()> {
+    let login = control::REGISTRY_LOGIN;
+    stage.cluster.run(&[
+        "-n",
+        &stage.namespace,
+        "create",
+        "secret",
+        "docker-registry",
+        SECRET,
+        &format!("--docker-server={REGISTRY_NAME}"),
+        &format!("--docker-username={}", login.user),
+        &format!("--docker-password={}", login.password),
+    ])?;
+    let with_secret = json!({"imagePullSecrets": [{"name": SECRET}]});
+    pulled_image(stage, with_secret, || {
+        with_registry(stage, control::start_asking_registry, || {
+            move_and_compare(stage)
+        })
+    })?;
+    let names = spans(stage)?;
+    let came = |by: &str| names.iter().any(|name| name == by);
+    ensure!(
+        came("pull base images") && !came("send base images through the store"),
+        "the image was not pulled; the trace has {}",
+        names.join(", ")
+    );
+    Ok(())
+}
+
 /// The registry is gone.
 pub fn through_the_store(stage: &Stage) -> Result<()> {
-    pulled_image(stage, || {
-        without_registry(stage, || move_and_compare(stage))
+    pulled_image(stage, json!({}), || {
+        with_registry(stage, |_| Ok(()), || move_and_compare(stage))
     })?;
     let names = spans(stage)?;
     ensure!(
@@ -43,12 +74,12 @@ pub fn through_the_store(stage: &Stage) -> Result<()> {
 }
 
 /// Tells `then` on a target without the image, and puts it back.
-fn pulled_image(stage: &Stage, then: impl FnOnce() -> Result<()>) -> Result<()> {
+fn pulled_image(stage: &Stage, spec: Value, then: impl FnOnce() -> Result<()>) -> Result<()> {
     stage.run_pod(
         POD,
         "node1",
         json!([container(POD, workloads::KUARD, &["--mib=8"])]),
-        json!({}),
+        spec,
     )?;
     forget_image(stage)?;
     let told = then();
@@ -99,9 +130,22 @@ fn move_and_compare(stage: &Stage) -> Result<()> {
     Ok(())
 }
 
-/// Tells `then` while the lab's registry is down, and starts it again.
-fn without_registry(stage: &Stage, then: impl FnOnce() -> Result<()>) -> Result<()> {
+/// Tells `then` with another registry in place of the lab's (none, perhaps), and starts that one again.
+fn with_registry(
+    stage: &Stage,
+    other: fn(&mut Lab) -> Result<()>,
+    then: impl FnOnce() -> Result<()>,
+) -> Result<()> {
     let mut lab = Lab::expect(&stage.lab.site.name)?;
+    end_registry(&lab)?;
+    let told = other(&mut lab).and_then(|()| then());
+    if lab.runs("registry") {
+        end_registry(&lab)?;
+    }
+    told.and(control::start_registry(&mut lab))
+}
+
+fn end_registry(lab: &Lab) -> Result<()> {
     let registry = *lab
         .processes
         .get("registry")
@@ -112,8 +156,7 @@ fn without_registry(stage: &Stage, then: impl FnOnce() -> Result<()>) -> Result<
         ensure!(began.elapsed() < ENDED_WITHIN, "the registry does not end");
         thread::sleep(Duration::from_millis(20));
     }
-    let told = then();
-    told.and(control::start_registry(&mut lab))
+    Ok(())
 }
 
 fn spans(stage: &Stage) -> Result<Vec<String>> {
