@@ -290,6 +290,10 @@ impl Stage {
         let sim = &self.sim;
         sim.event("world", format_args!("{what:?}"));
         match what {
+            Misfortune::Kill(process) if process == "peers" => {
+                let peers = self.doors.peers();
+                peers.iter().for_each(|peer| self.doors.kill(peer, "power"));
+            }
             Misfortune::Kill(process) => self.doors.kill(&self.named(process), "kill -9"),
             Misfortune::Forget(node) => {
                 self.doors
@@ -317,6 +321,19 @@ impl Stage {
                 sim.look(|inner| inner.network.isolate(&place));
                 self.a_while(ms).await;
                 sim.look(|inner| inner.network.heal(&place));
+            }
+            Misfortune::Depose(peer, ms) => {
+                let peer = self.named(peer);
+                let mut others = self.doors.peers();
+                others.retain(|other| *other != peer);
+                let cut = |inner: &mut Inner| {
+                    others
+                        .iter()
+                        .for_each(|other| inner.network.cut(&peer, other));
+                };
+                sim.look(cut);
+                self.a_while(ms).await;
+                sim.look(|inner| inner.network.heal(&peer));
             }
             Misfortune::Jump(place, ms) => {
                 if let Some(clock) = self.clocks.get(&place) {

@@ -71,6 +71,9 @@ struct Inner {
     durable: bool,
     restored: Option<(String, u64)>,
     restored_runs: bool,
+    /// Marked and deleted; its object stays until the proof.
+    given_up: bool,
+    withdrawn: bool,
     made: u64,
     disarmed: bool,
     trouble: Option<Trouble>,
@@ -89,6 +92,8 @@ struct Inner {
     cut_after: Option<(&'static str, &'static str)>,
     cut: Option<&'static str>,
     doomed: bool,
+    /// A restore that seems broken comes up when it is barred.
+    comes_up_late: bool,
 }
 
 pub struct Model {
@@ -115,6 +120,8 @@ impl Model {
             durable: false,
             restored: None,
             restored_runs: false,
+            given_up: false,
+            withdrawn: false,
             made: 0,
             disarmed: false,
             trouble,
@@ -132,6 +139,7 @@ impl Model {
             cut_after: None,
             cut: None,
             doomed: false,
+            comes_up_late: false,
         };
         Self {
             inner: Mutex::new(inner),
@@ -141,6 +149,10 @@ impl Model {
 
     pub fn break_restores_on(&self, node: &str) {
         self.lock().broken_node = Some(node.to_owned());
+    }
+
+    pub fn restores_come_up_late(&self) {
+        self.lock().comes_up_late = true;
     }
 
     pub fn start_fresh_on(&self, node: &str) {
@@ -411,6 +423,7 @@ impl Cluster for Model {
             }
             if inner.restored.is_none() {
                 inner.made += 1;
+                inner.withdrawn = false;
                 let breaks = inner.broken_node.as_deref() == Some(&node.0);
                 inner.restored_runs = !breaks;
                 inner.restored = Some((node.0.clone(), inner.made));
@@ -437,7 +450,7 @@ impl Cluster for Model {
         Ok(inner.restored.as_ref().map(|(node, made)| RestoredObject {
             uid: PodUid(format!("restored-{made}")),
             node: NodeName(node.clone()),
-            given_up: false,
+            given_up: inner.given_up,
             deleting: inner.restored_deleted,
             broken: None,
             waiting: None,
@@ -466,6 +479,24 @@ impl Cluster for Model {
             .map_err(|()| unclear("settle"))?
     }
 
+    async fn condemn_restored(
+        &self,
+        _plan: &Plan,
+        _uid: &PodUid,
+        _id: &MigrationId,
+    ) -> Result<Deletion, ClusterError> {
+        let change = |inner: &mut Inner| {
+            if inner.restored_deleted {
+                return Ok(Deletion::ByUser);
+            }
+            inner.given_up = true;
+            Ok(Deletion::Done)
+        };
+        self.effect("condemn restored", change, || Err(unclear("condemn")))
+            .await
+            .map_err(|()| unclear("condemn"))?
+    }
+
     async fn delete_restored(
         &self,
         _plan: &Plan,
@@ -476,7 +507,14 @@ impl Cluster for Model {
             if inner.restored_deleted {
                 return Ok(Deletion::ByUser);
             }
+            let at = inner.restored.as_ref().map(|(node, _)| node.as_str());
+            // On a node that is dead by a person's word nothing runs.
+            if !inner.withdrawn && (at.is_none() || at != inner.cut) {
+                let what = "a restored pod's object went before the proof that nothing of it runs";
+                inner.violations.push(what.to_owned());
+            }
             inner.restored = None;
+            inner.given_up = false;
             Ok(Deletion::Done)
         };
         self.effect("delete restored", change, || Err(unclear("delete")))
@@ -543,11 +581,23 @@ fn perform(inner: &mut Inner, kind: &step_request::Kind) -> Option<step_report::
             }))
         }
         step_request::Kind::Withdraw(_) => {
-            if inner.restored.is_none() {
+            inner.withdrawn = true;
+            if inner.restored.is_none() || inner.given_up {
                 inner.restored_runs = false;
             }
             None
         }
+        step_request::Kind::Bar(_) if inner.comes_up_late => {
+            inner.restored_runs = true;
+            Some(step_report::Result::Barred(wire::Barred {
+                restored: true,
+                ..Default::default()
+            }))
+        }
+        step_request::Kind::Bar(_) => Some(step_report::Result::Barred(wire::Barred {
+            restored: inner.restored_runs && inner.fresh_node.is_none(),
+            detail: String::new(),
+        })),
         step_request::Kind::Tidy(tidy) => {
             if !tidy.store_prefix.is_empty() {
                 inner.durable = false;
