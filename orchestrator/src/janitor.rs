@@ -1,23 +1,36 @@
 //! The janitor: clears away what undone migrations left where nobody could clear it away in time: the store was down,
 //! the target's runtime hung. The pod ran again at once and the user was told; this is what comes after.
 //!
+//! And a deposed leader's mark may reach a source after the undo that took it off: sources of late undos are looked at
+//! again for a while, or a deletion of such a pod would wait for a person.
+//!
 //! It keeps nothing in mind: what is left over stands in the replicated state, so whoever leads next goes on with it.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use orchestrator_core::{
     id::{MigrationId, Revision},
-    migration::Migration,
+    migration::{Migration, Phase},
     refusal::Finding,
     state::{Command, State},
 };
-use tokio::{sync::watch, time::MissedTickBehavior};
+use tokio::{
+    sync::watch,
+    time::{Instant, MissedTickBehavior},
+};
 
 use crate::driver::Propose;
 
 /// What comes back, comes back within minutes; asking a node that is not there costs nothing.
 const EVERY: Duration = Duration::from_secs(3);
+/// Marks are looked for in every so manieth round.
+const MARKS_EVERY: u32 = 4;
+/// As long as a call that was begun before the undo may still be carried out, with the repetitions of a leader that does
+/// not know yet that it was deposed.
+const MARKS_FOR: Duration = Duration::from_secs(100);
+/// Of the undone ones that a new leader finds in its state, so many of the newest.
+const MARKS_MAX: usize = 64;
 
 /// Janitor -> world. The second implementation is the tests' world.
 #[async_trait]
@@ -29,6 +42,8 @@ pub trait Clear: Send + Sync {
         migration: &Migration,
         revision: Revision,
     ) -> Option<Finding>;
+    /// Takes our marks off the source of this undone migration, if it has any.
+    async fn unmark(&self, id: &MigrationId, migration: &Migration);
 }
 
 /// Clears away while `leader` says so, until the state's channel closes.
@@ -48,10 +63,36 @@ impl Janitor {
     pub async fn run(self) {
         let mut every = tokio::time::interval(EVERY);
         every.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut rounds = 0_u32;
+        // Undone migrations, and when this peer first saw that they were.
+        let mut undone = BTreeMap::new();
         while self.state.has_changed().is_ok() {
             every.tick().await;
-            if *self.leader.borrow() {
-                self.round().await;
+            if !*self.leader.borrow() {
+                continue;
+            }
+            self.round().await;
+            rounds = rounds.wrapping_add(1);
+            if rounds.is_multiple_of(MARKS_EVERY) {
+                self.unmark(&mut undone).await;
+            }
+        }
+    }
+
+    async fn unmark(&self, undone: &mut BTreeMap<MigrationId, Instant>) {
+        let state = Arc::clone(&self.state.borrow());
+        let mut newest: Vec<_> = state
+            .migrations
+            .iter()
+            .filter(|(_, migration)| migration.phase == Phase::RolledBack)
+            .collect();
+        newest.sort_unstable_by_key(|(_, migration)| std::cmp::Reverse(migration.revision));
+        newest.truncate(MARKS_MAX);
+        undone.retain(|id, _| newest.iter().any(|(known, _)| *known == id));
+        for (id, migration) in newest {
+            let since = undone.entry(id.clone()).or_insert_with(Instant::now);
+            if since.elapsed() <= MARKS_FOR {
+                self.clear.unmark(id, migration).await;
             }
         }
     }

@@ -419,6 +419,7 @@ pub(crate) fn step_name(kind: &step_request::Kind) -> &'static str {
         step_request::Kind::Tidy(_) => "tidy",
         step_request::Kind::ExportImages(_) => "export images",
         step_request::Kind::ImportImages(_) => "import images",
+        step_request::Kind::Bar(_) => "bar",
     }
 }
 

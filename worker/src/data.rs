@@ -4,8 +4,8 @@ use std::{collections::HashMap, error::Error, path::PathBuf, sync::Arc};
 
 use async_trait::async_trait;
 use proto::worker::{
-    Container, Deliver, Delivered, Disarm, ExportImages, ExportedImages, HasImages, ImportImages,
-    Span, Tidy, Verified, Verify, Withdraw,
+    Container, Deliver, Delivered, DeliveredImage, Disarm, ExportImages, ExportedImages, HasImages,
+    ImportImages, Span, Tidy, Verified, Verify, Withdraw,
 };
 
 use pages::{
@@ -72,6 +72,8 @@ pub trait Data: Send + Sync {
     async fn verify(&self, request: &Verify) -> Result<Verified, DataError>;
     /// From now on a restart starts the ordinary image.
     async fn disarm(&self, request: &Disarm) -> Result<(), DataError>;
+    /// No restore of this migration can begin here any more; one that has begun goes on.
+    async fn silence(&self, migration: &str, images: &[DeliveredImage]) -> Result<(), DataError>;
     /// Nothing of this migration can run here any more.
     async fn withdraw(&self, migration: &str, request: &Withdraw) -> Result<(), DataError>;
     /// Removes what this migration left on the node, and in the store when asked.
@@ -240,6 +242,13 @@ impl Data for DataPath {
 
     async fn disarm(&self, request: &Disarm) -> Result<(), DataError> {
         self.restorer.disarm(request).await.map_err(DataError::of)
+    }
+
+    async fn silence(&self, migration: &str, images: &[DeliveredImage]) -> Result<(), DataError> {
+        self.restorer
+            .silence(migration, images)
+            .await
+            .map_err(DataError::of)
     }
 
     async fn withdraw(&self, migration: &str, request: &Withdraw) -> Result<(), DataError> {

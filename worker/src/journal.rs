@@ -38,6 +38,7 @@ pub enum StepKind {
     Tidy,
     ExportImages,
     ImportImages,
+    Bar,
 }
 
 /// A step happens at most once under one key.
@@ -118,6 +119,18 @@ pub enum Entry {
     },
     /// The pod runs again, or is gone for good.
     HoldEnded {
+        /// UID of the PodMigration.
+        migration: String,
+    },
+    /// About to freeze a restored pod that may be given up.
+    Barring {
+        /// UID of the PodMigration.
+        migration: String,
+        /// UID of the restored pod.
+        pod_uid: String,
+    },
+    /// It runs on, or is gone for good.
+    BarEnded {
         /// UID of the PodMigration.
         migration: String,
     },

@@ -3,6 +3,7 @@
 //! ```text
 //!  longshore/checkpoint/MIGRATION/CONTAINER:rREVISION   armed:    the checkpoint image on this node's disk
 //!                                                       disarmed: the base image; a restart starts it
+//!                                                       silenced: nobody, until it is disarmed or withdrawn
 //!                                                       withdrawn: nobody
 //!  longshore/base/NAME@DIGEST                           the base image, out of containerd's content store
 //! ```
@@ -37,7 +38,8 @@ use crate::{
 mod http;
 
 const FILE: &str = "registry.json";
-const VERSION: u32 = 1;
+/// 2: a checkpoint may stand for nobody. Version 1 is read, too.
+const VERSION: u32 = 2;
 const CHECKPOINTS: &str = "longshore/checkpoint/";
 const BASES: &str = "longshore/base/";
 
@@ -78,6 +80,8 @@ enum StandsFor {
     Checkpoint { folder: PathBuf },
     /// The base image, as long as this pod is known to the runtime.
     Base { pod_uid: String },
+    /// Nothing: its restore is about to be given up.
+    Nobody,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -138,7 +142,7 @@ impl Registry {
             },
             Err(error) => return Err(state(error.to_string())),
         };
-        if answers.version != VERSION {
+        if !(1..=VERSION).contains(&answers.version) {
             return Err(state(format!(
                 "version {}, this worker knows {VERSION}",
                 answers.version
@@ -263,6 +267,20 @@ impl Registry {
         .await
     }
 
+    /// From now on no checkpoint of this migration is answered; a disarming is still possible.
+    pub async fn silence(&self, migration: &str) -> Result<(), RegistryError> {
+        let prefix = format!("{migration}/");
+        self.change(|answers| {
+            let ours = answers.checkpoints.iter_mut();
+            for (_, checkpoint) in ours.filter(|(key, _)| key.starts_with(&prefix)) {
+                if matches!(checkpoint.stands_for, StandsFor::Checkpoint { .. }) {
+                    checkpoint.stands_for = StandsFor::Nobody;
+                }
+            }
+        })
+        .await
+    }
+
     /// From now on nothing of this migration is answered. Repeating this changes nothing.
     pub async fn withdraw(&self, migration: &str) -> Result<(), RegistryError> {
         let prefix = format!("{migration}/");
@@ -277,8 +295,10 @@ impl Registry {
     /// Checkpoints of this migration are answered no more; disarmed names are. Repeating this changes nothing.
     pub async fn withdraw_armed(&self, migration: &str) -> Result<(), RegistryError> {
         let prefix = format!("{migration}/");
-        let armed =
-            |checkpoint: &Checkpoint| matches!(checkpoint.stands_for, StandsFor::Checkpoint { .. });
+        let armed = |checkpoint: &Checkpoint| match checkpoint.stands_for {
+            StandsFor::Checkpoint { .. } | StandsFor::Nobody => true,
+            StandsFor::Base { .. } => false,
+        };
         self.change(|answers| {
             answers
                 .checkpoints
@@ -317,6 +337,7 @@ impl Registry {
     async fn change(&self, change: impl FnOnce(&mut Answers)) -> Result<(), RegistryError> {
         let guard = self.file.lock().await;
         let mut answers = Answers::clone(&self.answers.borrow());
+        answers.version = VERSION;
         change(&mut answers);
         if answers == **self.answers.borrow() {
             return Ok(());

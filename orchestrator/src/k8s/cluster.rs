@@ -350,6 +350,19 @@ impl Cluster for RealCluster {
         released.map_err(|error| unclear("let go of the restored pod", &error))
     }
 
+    async fn condemn_restored(
+        &self,
+        plan: &Plan,
+        uid: &PodUid,
+        id: &MigrationId,
+    ) -> Result<Deletion, ClusterError> {
+        match self.pods.condemn(&plan.pod, uid, id).await {
+            Ok(SourceDeleted::Gone) => Ok(Deletion::Done),
+            Ok(SourceDeleted::PodDeleted) => Ok(Deletion::ByUser),
+            Err(error) => Err(unclear("give up the restored pod", &error)),
+        }
+    }
+
     async fn delete_restored(
         &self,
         plan: &Plan,

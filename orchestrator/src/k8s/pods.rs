@@ -6,7 +6,7 @@
 //!                          2 delete it (UID, no grace)
 //!                          3 take the finalizer off: the name is free
 //! target   create_target   the name is the fence: there is one pod of it; held like the source until it is proved
-//!          delete_source   the same three for a target that must not run
+//!          condemn         1 and 2 for a target that must not run; 3 only once it is proved that nothing of it does
 //! undo     release_source  finalizer and notes off
 //! ```
 //!
@@ -151,14 +151,19 @@ impl Pods {
         uid: &PodUid,
         migration: &MigrationId,
     ) -> Result<SourceState, CallError> {
-        for _ in 0..ROUNDS_MAX {
+        for round in 0..ROUNDS_MAX {
             let found = self.get(pod).await?;
             let state = source_state(found.as_ref(), uid, migration);
             let Some(object) = found.filter(|_| state == SourceState::Present) else {
                 return Ok(state);
             };
             let mut finalizers = object.metadata.finalizers.clone().unwrap_or_default();
-            let held = annotation(&object, HELD_ANNOTATION) == Some(&*migration.0);
+            let holder = annotation(&object, HELD_ANNOTATION);
+            let held = holder == Some(&*migration.0);
+            // What an earlier migration left is overwritten; but one that came while we were writing is newer than us.
+            if round > 0 && !held && holder.is_some() {
+                return Err(unsettled("hold", pod));
+            }
             if held && finalizers.iter().any(|f| f == HOLD_FINALIZER) {
                 return Ok(state);
             }
@@ -198,6 +203,30 @@ impl Pods {
         uid: &PodUid,
         migration: &MigrationId,
     ) -> Result<SourceDeleted, CallError> {
+        self.delete_held(pod, uid, migration, true).await
+    }
+
+    /// Marks and deletes a target that is held like a source, and keeps its object: as long as something of it may run,
+    /// whoever looks next must find which one that was. Gone: it is deleted, by us.
+    ///
+    /// # Errors
+    /// When the API server gives no clear answer.
+    pub async fn condemn(
+        &self,
+        pod: &PodRef,
+        uid: &PodUid,
+        migration: &MigrationId,
+    ) -> Result<SourceDeleted, CallError> {
+        self.delete_held(pod, uid, migration, false).await
+    }
+
+    async fn delete_held(
+        &self,
+        pod: &PodRef,
+        uid: &PodUid,
+        migration: &MigrationId,
+        lets_go: bool,
+    ) -> Result<SourceDeleted, CallError> {
         for _ in 0..ROUNDS_MAX {
             let found = self.get(pod).await?;
             match (source_state(found.as_ref(), uid, migration), found) {
@@ -205,6 +234,7 @@ impl Pods {
                     return Ok(SourceDeleted::Gone);
                 }
                 (SourceState::Deleting, Some(_)) => return Ok(SourceDeleted::PodDeleted),
+                (SourceState::Leaving, Some(_)) if !lets_go => return Ok(SourceDeleted::Gone),
                 (SourceState::Present, Some(object)) => {
                     if annotation(&object, COMMITTED_ANNOTATION) == Some(&*migration.0) {
                         self.delete(pod, uid).await?;

@@ -2,15 +2,18 @@
 
 use std::time::Duration;
 
+use async_trait::async_trait;
 use orchestrator_core::{
-    id::{NodeName, PodUid},
-    migration::{Done, Image, Outcome, Phase, Restored},
+    id::{MigrationId, NodeName, PodUid, Revision},
+    migration::{Done, Image, Migration, Outcome, Phase, Restored, Step},
     refusal::Finding,
+    state::Due,
 };
 use proto::worker::{self as wire, step_report, step_request};
 use tokio::time::Instant;
 
-use super::{Act, Deletion, Ended, SHORT_STEP_WITHIN, SourceObject, wire_images};
+use super::{Act, Deletion, Ended, SHORT_STEP_WITHIN, SourceObject, World, wire_images};
+use crate::janitor::Clear;
 
 /// Leftovers are waited for this long, each, in an undo: the pod runs already, the user waits. What is left then is
 /// cleared away later.
@@ -18,6 +21,40 @@ const TIDY_WITHIN: Duration = Duration::from_secs(5);
 
 /// The trace ends with the first answered readiness; a pod that isn't ready by then was restored all the same.
 const READY_WITHIN: Duration = Duration::from_secs(5);
+
+#[async_trait]
+impl Clear for World {
+    async fn clear(
+        &self,
+        id: &MigrationId,
+        migration: &Migration,
+        revision: Revision,
+    ) -> Option<Finding> {
+        let plan = migration.plan.as_ref()?;
+        let due = Due {
+            id: id.clone(),
+            revision,
+            step: Step::Release,
+        };
+        let mut act = Act {
+            world: self,
+            migration,
+            plan,
+            due: &due,
+            spans: Vec::new(),
+        };
+        act.clear().await
+    }
+
+    async fn unmark(&self, id: &MigrationId, migration: &Migration) {
+        let Some(plan) = &migration.plan else {
+            return;
+        };
+        if let Err(error) = self.cluster.unmark_source(plan, id).await {
+            tracing::info!(migration = %id, %error, "its source is looked at again later");
+        }
+    }
+}
 
 impl Act<'_> {
     /// The source runs again. Only then the rest: what it leaves on the target runs nothing.
@@ -271,13 +308,12 @@ impl Act<'_> {
         let target = self.plan.target.clone();
         let images = self.migration.images.clone();
         let made = self.world.cluster.restored(self.plan, &self.due.id).await?;
-        if let Some(made) = &made {
-            let cluster = &self.world.cluster;
-            let (plan, uid, id) = (self.plan, &made.uid, &self.due.id);
-            if cluster.delete_restored(plan, uid, id).await? == Deletion::ByUser {
-                cluster.settle_restored(plan, uid, id).await?;
-            }
-        }
+        let (plan, id) = (self.plan, &self.due.id);
+        let cluster = &self.world.cluster;
+        let by_user = match &made {
+            Some(made) => cluster.condemn_restored(plan, &made.uid, id).await? == Deletion::ByUser,
+            None => false,
+        };
         // A rescue may have made it elsewhere.
         let mut nodes = vec![target.clone()];
         nodes.extend(made.as_ref().map(|made| made.node.clone()));
@@ -288,6 +324,15 @@ impl Act<'_> {
                 .filter(|made| made.node == *node)
                 .map(|made| &made.uid);
             self.withdraw(node, uid, &images).await?;
+        }
+        let cluster = &self.world.cluster;
+        match &made {
+            Some(made) if by_user => cluster.settle_restored(plan, &made.uid, id).await?,
+            Some(made) => cluster
+                .delete_restored(plan, &made.uid, id)
+                .await
+                .map(drop)?,
+            None => {}
         }
         self.world
             .cluster

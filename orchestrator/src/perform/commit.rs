@@ -10,8 +10,10 @@
 //!
 //! The other order would let two run: 3 before 2 can't (the name is taken), 2 before 1 might delete a pod that runs on.
 //!
-//! A restore that reports an error is not yet proof that nothing runs: the target's object is deleted, and its worker
-//! must say that the runtime has no container of it and that the registry is silent. Only that is `Failed`.
+//! A restore that reports an error is not yet proof that nothing runs, and its kubelet may try once more at any moment. So
+//! it is barred first: its worker sees to it that nothing more comes up and that what did stands still, and looks. A pod
+//! that is restored after all runs on. Any other's object is deleted, and the worker must say that the runtime has no
+//! container of it. Only that is `Failed`.
 
 use std::time::Duration;
 
@@ -20,7 +22,9 @@ use orchestrator_core::{
     migration::{Done, Image, Outcome, Restored},
     refusal::Finding,
 };
-use proto::worker::{self as wire, answer, question, step_request, verified_container::Origin};
+use proto::worker::{
+    self as wire, answer, question, step_report, step_request, verified_container::Origin,
+};
 use tokio::time::Instant;
 
 use super::{Act, Deletion, Ended, RestoredObject, SHORT_STEP_WITHIN, SourceObject, wire_images};
@@ -184,16 +188,14 @@ impl Act<'_> {
                     });
                 }
                 Origins::Never(reason) => {
-                    return Err(self.prove_failed(node, uid, images, reason).await?);
+                    self.give_up(node, uid, images, reason).await?;
                 }
                 Origins::NotYet => {}
             }
             if looked_at_object.elapsed() > LOOK_AT_OBJECT_EVERY {
                 looked_at_object = Instant::now();
-                let looked = self.look_at_object(node, uid, images, &mut patience);
-                if let Some(ended) = looked.await? {
-                    return Err(ended);
-                }
+                self.look_at_object(node, uid, images, &mut patience)
+                    .await?;
             }
             tokio::time::sleep(LOOK_EVERY).await;
         }
@@ -205,14 +207,14 @@ impl Act<'_> {
         uid: &PodUid,
         images: &[Image],
         patience: &mut Patience,
-    ) -> Result<Option<Ended>, Ended> {
+    ) -> Result<(), Ended> {
         match self.world.cluster.restored(self.plan, &self.due.id).await? {
-            None => Ok(Some(Ended::pod_deleted(self.plan))),
+            None => Err(Ended::pod_deleted(self.plan)),
             Some(object) if object.deleted_by_user() || object.uid != *uid => {
-                Ok(Some(Ended::pod_deleted(self.plan)))
+                Err(Ended::pod_deleted(self.plan))
             }
             Some(object) => match (object.broken, patience.ends(object.taken_up)) {
-                (Some(reason), _) => self.prove_failed(node, uid, images, reason).await.map(Some),
+                (Some(reason), _) => self.give_up(node, uid, images, reason).await,
                 (None, true) => {
                     let waiting = object
                         .waiting
@@ -221,9 +223,9 @@ impl Act<'_> {
                         "not restored after {} s: {waiting}",
                         patience.within.as_secs()
                     );
-                    self.prove_failed(node, uid, images, reason).await.map(Some)
+                    self.give_up(node, uid, images, reason).await
                 }
-                (None, false) => Ok(None),
+                (None, false) => Ok(()),
             },
         }
     }
@@ -291,7 +293,41 @@ impl Act<'_> {
         otherwise(entered, now)
     }
 
-    /// Makes it true, and proves, that nothing of this restore can run.
+    /// The restore has failed, it seems. `Ok`: it came up after all, and runs.
+    async fn give_up(
+        &mut self,
+        node: &NodeName,
+        uid: &PodUid,
+        images: &[Image],
+        reason: String,
+    ) -> Result<(), Ended> {
+        let started = self.world.clock.unix_ns();
+        let bar = wire::Bar {
+            pod: Some(self.restored_pod(uid)),
+            images: wire_images(images),
+        };
+        let report = self
+            .step(node, step_request::Kind::Bar(bar), SHORT_STEP_WITHIN)
+            .await?;
+        self.span("bar", started);
+        match (report.outcome(), report.result) {
+            (wire::step_report::Outcome::Done, Some(step_report::Result::Barred(barred))) => {
+                if barred.restored {
+                    return Ok(());
+                }
+                Err(self.prove_failed(node, uid, images, reason).await?)
+            }
+            _ => Err(Ended::unknown(
+                "NotBarred",
+                format!(
+                    "it is not known whether the restore on node {node} came up: {}",
+                    report.detail
+                ),
+            )),
+        }
+    }
+
+    /// Makes it true, and proves, that nothing of this restore can run. It was barred before.
     pub(super) async fn prove_failed(
         &mut self,
         node: &NodeName,
@@ -301,8 +337,11 @@ impl Act<'_> {
     ) -> Result<Ended, Ended> {
         let started = self.world.clock.unix_ns();
         // A container that ended, or never came up, may be one whose pod the user deleted: that is obeyed, not undone.
-        self.delete_restored(uid).await?;
+        let (plan, id) = (self.plan, &self.due.id);
+        self.ours(self.world.cluster.condemn_restored(plan, uid, id).await?)?;
         self.withdraw(node, Some(uid), images).await?;
+        // Only now: without its object the next leader would take it for never made.
+        self.delete_restored(uid).await?;
         self.span("withdraw", started);
         Ok(Ended::failed("RestoreFailed", reason))
     }

@@ -85,7 +85,8 @@ impl Act<'_> {
             Some(
                 step_report::Result::Held(_)
                 | step_report::Result::Released(_)
-                | step_report::Result::Exported(_),
+                | step_report::Result::Exported(_)
+                | step_report::Result::Barred(_),
             )
             | None => Err(Ended::unknown(
                 "WorkerConfused",

@@ -26,7 +26,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use orchestrator_core::{
-    id::{MigrationId, NodeName, PodUid, Revision},
+    id::{MigrationId, NodeName, PodUid},
     migration::{Image, Migration, Outcome, Span, Step},
     plan::Plan,
     refusal::Finding,
@@ -38,7 +38,6 @@ use crate::{
     api,
     clock::TimeOfDay,
     driver::Perform,
-    janitor::Clear,
     workers::{CallError, Clock, Workers},
 };
 
@@ -157,7 +156,14 @@ pub trait Cluster: Send + Sync {
         uid: &PodUid,
         id: &MigrationId,
     ) -> Result<(), ClusterError>;
-    /// Deletes a restored pod that must not run.
+    /// Deletes a restored pod that must not run; its object stays until [`Cluster::delete_restored`].
+    async fn condemn_restored(
+        &self,
+        plan: &Plan,
+        uid: &PodUid,
+        id: &MigrationId,
+    ) -> Result<Deletion, ClusterError>;
+    /// Deletes a restored pod of which nothing runs, and lets its object go.
     async fn delete_restored(
         &self,
         plan: &Plan,
@@ -265,31 +271,6 @@ impl Perform for World {
         };
         let outcome = ended.unwrap_or_else(|Ended(outcome)| outcome);
         (outcome, act.spans)
-    }
-}
-
-#[async_trait]
-impl Clear for World {
-    async fn clear(
-        &self,
-        id: &MigrationId,
-        migration: &Migration,
-        revision: Revision,
-    ) -> Option<Finding> {
-        let plan = migration.plan.as_ref()?;
-        let due = Due {
-            id: id.clone(),
-            revision,
-            step: Step::Release,
-        };
-        let mut act = Act {
-            world: self,
-            migration,
-            plan,
-            due: &due,
-            spans: Vec::new(),
-        };
-        act.clear().await
     }
 }
 

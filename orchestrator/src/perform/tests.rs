@@ -327,6 +327,28 @@ async fn a_kubelet_that_has_not_seen_the_pod_yet_is_waited_for_longer_than_a_res
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_restore_that_comes_up_when_it_is_given_up_is_a_success() {
+    let model = Arc::new(Model::new(None));
+    model.break_restores_on("node2");
+    model.restores_come_up_late();
+    let ended = run(&model).await;
+    assert_eq!(ended.phase, Phase::Succeeded, "{:?}", ended.reason);
+    let history = model.seen().history.join("\n");
+    assert!(!history.contains("condemn"), "{history}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_restore_is_given_up_in_this_order() {
+    let model = Arc::new(Model::new(None));
+    model.break_restores_on("node2");
+    run(&model).await;
+    let history = model.seen().history;
+    let at = |what: &str| history.iter().position(|line| line.contains(what)).unwrap();
+    let order = ["bar", "condemn", "withdraw", "delete restored"].map(at);
+    assert!(order.is_sorted(), "{order:?}\n{}", history.join("\n"));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_fresh_start_is_never_called_success() {
     let model = Arc::new(Model::new(None));
     model.start_fresh_on("node2");

@@ -34,7 +34,7 @@ const fn case(
 }
 
 /// All of them.
-pub const CASES: [Case; 17] = [
+pub const CASES: [Case; 22] = [
     case("good-day", "nothing goes wrong", three, &["Succeeded"]),
     case(
         "reboot-ends-the-hold",
@@ -136,6 +136,36 @@ pub const CASES: [Case; 17] = [
         &["Succeeded"],
     ),
     case(
+        "a-given-up-restore-comes-up",
+        "a restore fails, and its kubelet's next try comes up while it is being given up",
+        mended_target,
+        &["Succeeded", "Rescued"],
+    ),
+    case(
+        "giving-up-is-interrupted",
+        "the leader dies while a restore is withdrawn; the next one must not take its pod for never made",
+        interrupted_giving_up,
+        &["Rescued"],
+    ),
+    case(
+        "the-target-reboots-half-restored",
+        "one of two containers runs when the target's node reboots; both are restored again by its kubelet",
+        half_restored,
+        &["Succeeded", "Rescued"],
+    ),
+    case(
+        "a-doomed-source-is-booted-away",
+        "a source that was killed under its hold is kept for its checkpoint, and its node reboots before that is known",
+        doomed_and_booted,
+        &["RolledBack", "Rescued"],
+    ),
+    case(
+        "marks-arrive-late",
+        "writes to Kubernetes are carried out seconds after they were given up, also after the undo",
+        late_marks,
+        &["RolledBack", "Succeeded"],
+    ),
+    case(
         "store-is-cut-off-in-the-hold",
         "the store refuses everything while the checkpoint is stored",
         || in_phase(Phase::Holding, 60, Misfortune::StoreBad(1_000, 4_000)),
@@ -172,6 +202,45 @@ fn delete() -> Misfortune {
 fn broken_target() -> Schedule {
     let mut schedule = three();
     schedule.nodes[1].breaks_restores = true;
+    schedule
+}
+
+fn mended_target() -> Schedule {
+    let mut schedule = broken_target();
+    let when = When::Phase("m1".to_owned(), Phase::Restoring, 200);
+    schedule.misfortunes.push((when, kill("worker-node2")));
+    schedule.calm_at_ms = 4_200;
+    schedule
+}
+
+fn interrupted_giving_up() -> Schedule {
+    let mut schedule = broken_target();
+    let when = When::Phase("m1".to_owned(), Phase::Restoring, 520);
+    schedule.misfortunes.push((when, kill("leader")));
+    schedule
+}
+
+fn half_restored() -> Schedule {
+    let reboot = Misfortune::Reboot("node2".to_owned());
+    let mut schedule = in_phase(Phase::Restoring, 330, reboot);
+    schedule.pods[0].containers.push("c2".to_owned());
+    schedule
+}
+
+fn doomed_and_booted() -> Schedule {
+    let reboot = Misfortune::Reboot(SOURCE.to_owned());
+    let mut schedule = in_phase(Phase::Releasing, 30, reboot);
+    let when = When::Phase("m1".to_owned(), Phase::Delivering, 0);
+    let accident = Misfortune::Accident(SOURCE.to_owned());
+    schedule.misfortunes.push((when, accident));
+    schedule
+}
+
+fn late_marks() -> Schedule {
+    let mut schedule = in_phase(Phase::Preparing, 30, Misfortune::DeleteMigration(1));
+    schedule.faults.is_calm = false;
+    schedule.faults.api_late_per_mille = 600;
+    schedule.calm_at_ms = 8_000;
     schedule
 }
 

@@ -18,7 +18,7 @@ use proto::{
 use worker::{
     containerd::TaskState,
     data::{Data, DataError, ProgressFn, Saved},
-    restore::verify::judge,
+    restore::verify::judge_pod,
 };
 
 use crate::{
@@ -117,6 +117,7 @@ impl Data for Hands {
                 let entry = Entry {
                     migration: migration.to_owned(),
                     content,
+                    silent: false,
                 };
                 let registry = &mut inner.truth.machine(node).registry;
                 registry.insert(reference.clone(), entry);
@@ -143,17 +144,16 @@ impl Data for Hands {
         };
         let prefix = prefix(&request.migration_id);
         let blind = self.sim.makes(Mistake::FreshTakenForRestored);
-        let running_ns = self.clock_ns();
         let containers = self.look(|machine| {
             let local = machine.pods.get(&pod.uid);
             let judged = pod.containers.iter().map(|wanted| {
                 let all = local.into_iter().flat_map(|local| &local.containers);
                 let attempts = all.filter(|c| c.name == wanted.name);
                 let claim = blind.then_some(&prefix);
-                let statuses: Vec<_> = attempts.map(|c| status(c, claim, running_ns)).collect();
-                judge(&wanted.name, &prefix, &statuses)
+                let statuses: Vec<_> = attempts.map(|c| status(c, claim)).collect();
+                (wanted.name.clone(), statuses)
             });
-            judged.collect()
+            judge_pod(&prefix, &judged.collect::<Vec<_>>())
         });
         Ok(Verified { containers })
     }
@@ -164,6 +164,7 @@ impl Data for Hands {
                 let entry = inner.truth.machine(node).registry.get_mut(reference);
                 if let Some(entry) = entry {
                     entry.content = Content::Base;
+                    entry.silent = false;
                 }
             })
             .await;
@@ -176,6 +177,18 @@ impl Data for Hands {
         Ok(())
     }
 
+    async fn silence(&self, migration: &str, _: &[DeliveredImage]) -> Result<(), DataError> {
+        self.touch("silence the registry", |inner, node| {
+            let entries = inner.truth.machine(node).registry.values_mut();
+            for entry in entries.filter(|entry| entry.migration == migration) {
+                entry.silent |= entry.content != Content::Base;
+            }
+        })
+        .await;
+        self.forget_images(migration).await;
+        Ok(())
+    }
+
     async fn withdraw(&self, migration: &str, request: &Withdraw) -> Result<(), DataError> {
         self.touch("withdraw from the registry", |inner, node| {
             let registry = &mut inner.truth.machine(node).registry;
@@ -184,7 +197,7 @@ impl Data for Hands {
         .await;
         self.forget_images(migration).await;
         let uid = request.pod.as_ref().map_or("", |pod| pod.uid.as_str());
-        if uid.is_empty() || self.sim.makes(Mistake::WithdrawNotProved) {
+        if uid.is_empty() {
             return Ok(());
         }
         for _ in 0..GONE_POLLS {
@@ -253,19 +266,11 @@ impl Hands {
         })
         .await;
     }
-
-    fn clock_ns(&self) -> i64 {
-        use orchestrator::clock::TimeOfDay;
-        i64::try_from(self.clock.unix_ns()).unwrap_or(i64::MAX)
-    }
 }
 
 /// The runtime's record of a container. `claim`: it says that it was restored, whatever is true.
-fn status(
-    container: &truth::Container,
-    claim: Option<&String>,
-    now_ns: i64,
-) -> cri::ContainerStatus {
+fn status(container: &truth::Container, claim: Option<&String>) -> cri::ContainerStatus {
+    let ns = |ms: u64| i64::try_from(ms * 1_000_000).unwrap_or(i64::MAX);
     let state = match container.state {
         TaskState::Created => cri::ContainerState::ContainerCreated,
         TaskState::Running | TaskState::Paused | TaskState::Pausing => {
@@ -288,7 +293,9 @@ fn status(
             attempt: container.attempt,
         }),
         state: state.into(),
-        started_at: if container.started { now_ns } else { 0 },
+        created_at: ns(container.started_ms),
+        started_at: ns(container.started_ms),
+        finished_at: ns(container.ended_ms),
         annotations: annotations.unwrap_or_default(),
         ..cri::ContainerStatus::default()
     }

@@ -10,7 +10,7 @@ use orchestrator_core::state::{Command, State};
 use proto::worker::{FromWorker, ToWorker};
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::{life::Life, sim::Sim};
+use crate::life::Life;
 
 /// A worker that wants to be taken in.
 pub struct Attached {
@@ -101,19 +101,6 @@ impl Doors {
     #[must_use]
     pub fn peer(&self, name: &str) -> Option<PeerDoor> {
         self.lock().peers.get(name).cloned()
-    }
-
-    /// One that leads, most of the time; a worker may be told wrong.
-    #[must_use]
-    pub fn some_peer(&self, sim: &Sim) -> String {
-        let (names, leader) = {
-            let inner = self.lock();
-            (inner.names.clone(), leader(&inner.peers))
-        };
-        match leader {
-            Some((leader, _)) if sim.hits(800) => leader,
-            Some(_) | None => sim.look(|inner| inner.dice.one(&names).clone()),
-        }
     }
 
     /// Who leads, as far as one peer believes it of itself.

@@ -13,6 +13,8 @@ pub struct Faults {
     pub store_per_mille: u64,
     /// Calls to the API server that get no answer, before or after they are carried out.
     pub api_per_mille: u64,
+    /// Writes there that get no answer and are carried out seconds later.
+    pub api_late_per_mille: u64,
     /// The longest a call to the API server takes, milliseconds.
     pub api_slow_ms: u64,
     /// Nobody answers there.
@@ -124,7 +126,7 @@ pub enum When {
 /// A single misfortune.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Misfortune {
-    /// kill -9.
+    /// kill -9. `peers`: all of them at once.
     Kill(String),
     /// The worker's journal is lost, and the worker with it.
     Forget(String),
@@ -138,6 +140,8 @@ pub enum Misfortune {
     Cut(String, String, u64),
     /// Nothing passes to or from it for a while.
     Isolate(String, u64),
+    /// Nothing passes between this peer and the others for a while; everybody else reaches it.
+    Depose(String, u64),
     /// A wall clock jumps by milliseconds.
     Jump(String, i64),
     /// The API server is away for a while.

@@ -85,6 +85,8 @@ fn is_fence(entry: &Entry) -> bool {
         | Entry::Archived { .. }
         | Entry::Freezing { .. }
         | Entry::HoldEnded { .. }
-        | Entry::ArchivesRemoved { .. } => false,
+        | Entry::ArchivesRemoved { .. }
+        | Entry::Barring { .. }
+        | Entry::BarEnded { .. } => false,
     }
 }

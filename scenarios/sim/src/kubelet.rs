@@ -189,8 +189,8 @@ fn resolve(sim: &Sim, node: &str, image: &str) -> Option<(Content, bool)> {
     let (answer, served, local, afresh) = sim.with(|inner| {
         let machine = inner.truth.machine(node);
         let served = machine.registry_up;
-        let answer = machine.registry.get(image).map(|entry| entry.content);
-        let answer = answer.filter(|_| served);
+        let entry = machine.registry.get(image).filter(|entry| !entry.silent);
+        let answer = entry.map(|entry| entry.content).filter(|_| served);
         if let Some(content) = answer {
             machine.images.insert(image.to_owned(), content);
         }

@@ -130,7 +130,9 @@ fn source_left(inner: &mut Inner, migration: &Migration) -> Option<String> {
     let restored = migration.restored.as_ref()?;
     let machine = inner.truth.machine(&restored.node.0);
     let armed = machine.registry.values().any(|entry| {
-        *entry.migration == *migration.id.0 && matches!(entry.content, Content::Checkpoint(_))
+        *entry.migration == *migration.id.0
+            && !entry.silent
+            && matches!(entry.content, Content::Checkpoint(_))
     });
     armed.then(|| "its checkpoint is still armed".to_owned())
 }

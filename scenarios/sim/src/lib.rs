@@ -22,6 +22,7 @@ pub mod journal;
 pub mod kubelet;
 pub mod ledger;
 pub mod life;
+mod lines;
 pub mod machine;
 pub mod mistakes;
 pub mod peer;

@@ -3,7 +3,15 @@
 use std::{process::ExitCode, time::Instant};
 
 use clap::Parser;
-use lab_sim::{cases, mistakes::MISTAKES, runs, schedule::Schedule, stage, stage::Told, verdict};
+use lab_sim::{
+    cases,
+    mistakes::{Known, MISTAKES},
+    runs,
+    schedule::Schedule,
+    stage,
+    stage::Told,
+    verdict,
+};
 
 /// Runs production code on seeds, in a world that breaks.
 #[derive(Parser)]
@@ -21,10 +29,10 @@ struct Arguments {
     /// List the named cases: the holes that are known beforehand.
     #[arg(long)]
     cases: bool,
-    /// Make each deliberate mistake, and see it caught.
+    /// Make each deliberate mistake, or the one of `--mistake`, and see it caught.
     #[arg(long)]
     mistakes: bool,
-    /// Make one deliberate mistake while playing one seed or case.
+    /// Make one deliberate mistake while playing one seed or case, or with `--mistakes`.
     #[arg(long, value_name = "NAME")]
     mistake: Option<String>,
     /// Print every event of the one seed or case.
@@ -45,7 +53,7 @@ fn main() -> ExitCode {
         list_cases();
         true
     } else if arguments.mistakes {
-        mistakes()
+        mistakes(arguments.mistake.as_deref())
     } else if let Some(seed) = arguments.seed {
         one(&arguments, Schedule::drawn(seed))
     } else if let Some(name) = &arguments.case {
@@ -128,11 +136,12 @@ fn many((from, to): (u64, u64)) -> bool {
     sum.violated.is_empty()
 }
 
-fn mistakes() -> bool {
+fn mistakes(only: Option<&str>) -> bool {
     let mut all = true;
     println!("| mistake | made by | caught after seeds | of at most | by |");
     println!("| --- | --- | --- | --- | --- |");
-    for known in &MISTAKES {
+    let wanted = |known: &&Known| only.is_none_or(|name| known.name == name);
+    for known in MISTAKES.iter().filter(wanted) {
         let (after, by) = match runs::caught(known) {
             Some((seed, what)) => ((seed + 1).to_string(), what),
             None => {

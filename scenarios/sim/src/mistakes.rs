@@ -24,6 +24,7 @@ pub enum Mistake {
     MessagesBeforeFsync,
     ForgottenJournalTrusted,
     WithdrawNotProved,
+    GivenUpWithoutABar,
 }
 
 /// A mistake, its name on the command line and in the table, and within how many seeds it must be caught.
@@ -49,7 +50,7 @@ const fn known(mistake: Mistake, name: &'static str, how: &'static str, seeds_ma
 }
 
 /// All of them.
-pub const MISTAKES: [Known; 16] = [
+pub const MISTAKES: [Known; 17] = [
     known(
         Mistake::CommitBeforeTheManifest,
         "commit before the manifest is durable",
@@ -143,7 +144,13 @@ pub const MISTAKES: [Known; 16] = [
     known(
         Mistake::WithdrawNotProved,
         "withdraw not proved",
-        "data path wrapper",
+        "Nodes wrapper",
+        20_000,
+    ),
+    known(
+        Mistake::GivenUpWithoutABar,
+        "a restore given up without a bar",
+        "Nodes wrapper",
         20_000,
     ),
 ];

@@ -131,11 +131,12 @@ impl Peer {
             sim: sim.clone(),
             life: life.clone(),
             peer: number,
-            doors,
+            doors: doors.clone(),
             limits,
             state: publish_state,
             leader: publish_leader,
         };
+        let (reception_doors, reception_state) = (doors, state.clone());
         let clock: Arc<dyn TimeOfDay> = Arc::new(clock);
         let workers = Workers::timed_by(Arc::clone(&clock));
         let proposer = Arc::new(Proposer {
@@ -176,9 +177,9 @@ impl Peer {
         let reception = Reception {
             sim,
             life,
-            proposer,
+            doors: reception_doors,
+            state: reception_state,
             workers,
-            leader,
         };
         // Together in one task: they end together.
         tokio::join!(
@@ -197,9 +198,9 @@ impl Peer {
 struct Reception {
     sim: Sim,
     life: Life,
-    proposer: Arc<Proposer>,
+    doors: Doors,
+    state: watch::Receiver<Arc<State>>,
     workers: Workers,
-    leader: watch::Receiver<bool>,
 }
 
 impl Reception {
@@ -217,8 +218,9 @@ impl Reception {
         }
     }
 
-    /// As `api::serve`: registered in the log before it is welcomed, gone when the stream or the lead is.
-    async fn serve(mut self, attached: Attached, reply: oneshot::Sender<mpsc::Receiver<ToWorker>>) {
+    /// As `api::serve` and the registrar: a journal that this peer knows needs no leader, another one is registered
+    /// through whoever leads before the worker is welcomed. The stream outlives the lead.
+    async fn serve(self, attached: Attached, reply: oneshot::Sender<mpsc::Receiver<ToWorker>>) {
         let Attached {
             node,
             hello,
@@ -232,13 +234,16 @@ impl Reception {
             node: node.clone(),
             journal: hello.journal_id.clone(),
         };
-        if !*self.leader.borrow_and_update() || !self.proposer.put(command).await {
-            return;
-        }
-        let registered = self.sim.ledger(|ledger, _| {
-            let worker = ledger.newest()?.workers.get(&node)?;
+        let known = |state: &State| {
+            let worker = state.workers.get(&node)?;
             (worker.journal == hello.journal_id).then_some(worker.at.0)
-        });
+        };
+        let mut registered = known(&self.state.borrow());
+        if registered.is_none() {
+            self.life.edge("register a worker").await;
+            self.doors.propose(command).await;
+            registered = self.sim.ledger(|ledger, _| known(ledger.newest()?));
+        }
         let Some(registered_revision) = registered else {
             return;
         };
@@ -266,7 +271,7 @@ impl Reception {
     }
 
     async fn listen(
-        &mut self,
+        &self,
         node: &NodeName,
         generation: u64,
         from_worker: &mut mpsc::Receiver<FromWorker>,
@@ -279,20 +284,10 @@ impl Reception {
                     Some(message) => self.workers.receive(node, generation, message),
                     None => return,
                 },
-                () = deposed(&mut self.leader) => {
-                    // A deposed leader needs a moment to let its workers go.
-                    self.sim.rest(0..=1_500).await;
-                    return;
-                }
                 _ = ping.tick() => self.workers.ping(node),
             }
         }
     }
-}
-
-async fn deposed(leader: &mut watch::Receiver<bool>) {
-    // A log that is gone leads no more either.
-    let _ = leader.wait_for(|leads| !leads).await.map(drop);
 }
 
 /// Whatever ends the stream, what waits on it is lost.
@@ -340,14 +335,35 @@ async fn carry_out(sim: &Sim, name: &str, mut call: Call) -> Option<(u16, Vec<u8
     if sim.makes(Mistake::DeleteWithoutUid) && call.method == "DELETE" {
         call.body["preconditions"] = Value::Null;
     }
-    let (slow_ms, per_mille) =
-        sim.look(|inner| (inner.faults.api_slow_ms, inner.faults.api_per_mille));
+    let (slow_ms, per_mille, late) = sim.look(|inner| {
+        let faults = &inner.faults;
+        (
+            faults.api_slow_ms,
+            faults.api_per_mille,
+            faults.api_late_per_mille,
+        )
+    });
     sim.rest(1..=slow_ms.max(2)).await;
     let reaches = sim.look(|inner| !inner.faults.api_down && inner.network.reaches(name, "api"));
     if !reaches || sim.hits(per_mille) {
         return None;
     }
-    let (status, body) = sim.with(|inner| inner.truth.objects.answer(&call));
+    if call.method != "GET" && sim.hits(late) {
+        let (sim, name) = (sim.clone(), name.to_owned());
+        tokio::spawn(async move {
+            sim.rest(300..=6_000).await;
+            apply(&sim, &name, &call);
+        });
+        return None;
+    }
+    let (status, body) = apply(sim, name, &call);
+    sim.rest(1..=slow_ms.max(2)).await;
+    let lost = sim.hits(per_mille) || sim.look(|inner| inner.faults.api_down);
+    (!lost).then(|| (status, body.to_string().into_bytes()))
+}
+
+fn apply(sim: &Sim, name: &str, call: &Call) -> (u16, Value) {
+    let (status, body) = sim.with(|inner| inner.truth.objects.answer(call));
     if call.method != "GET" {
         sim.event(
             name,
@@ -357,7 +373,5 @@ async fn carry_out(sim: &Sim, name: &str, mut call: Call) -> Option<(u16, Vec<u8
             ),
         );
     }
-    sim.rest(1..=slow_ms.max(2)).await;
-    let lost = sim.hits(per_mille) || sim.look(|inner| inner.faults.api_down);
-    (!lost).then(|| (status, body.to_string().into_bytes()))
+    (status, body)
 }

@@ -24,7 +24,7 @@ use crate::{
     sim::Sim,
 };
 
-/// As in production.
+/// Twice production's: half the work, and elections that leave time for mistakes.
 const TICK: Duration = Duration::from_millis(100);
 
 /// What a peer's disk holds.

@@ -145,6 +145,9 @@ impl Schedule {
             faults.api_per_mille = dice.of(10..=150);
         }
         if dice.hits(200) {
+            faults.api_late_per_mille = dice.of(10..=200);
+        }
+        if dice.hits(200) {
             faults.store_per_mille = dice.of(10..=200);
         }
         if dice.hits(100) {
@@ -229,7 +232,8 @@ fn misfortune(dice: &mut Dice, schedule: &Schedule) -> Misfortune {
         format!("peer{}", dice.of(1..=schedule.peers))
     };
     let for_ms = *dice.one(&[300, 1_000, 3_000, 7_000]);
-    match dice.of(0..=15) {
+    match dice.of(0..=16) {
+        0 if dice.hits(400) => Misfortune::Kill("peers".to_owned()),
         0 | 1 => Misfortune::Kill(peer),
         2 | 3 => Misfortune::Kill(format!("worker-{node}")),
         4 => Misfortune::Forget(node),
@@ -249,6 +253,7 @@ fn misfortune(dice: &mut Dice, schedule: &Schedule) -> Misfortune {
             let pod = dice.one(&schedule.pods);
             Misfortune::DeletePod(pod.name.clone())
         }
+        15 => Misfortune::Depose("leader".to_owned(), for_ms),
         _ if dice.hits(500) => Misfortune::StoreBad(dice.of(200..=1_000), for_ms),
         _ => Misfortune::DeleteMigration(usize::try_from(dice.of(1..=2)).unwrap_or(1)),
     }

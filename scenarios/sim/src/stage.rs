@@ -290,6 +290,10 @@ impl Stage {
         let sim = &self.sim;
         sim.event("world", format_args!("{what:?}"));
         match what {
+            Misfortune::Kill(process) if process == "peers" => {
+                let peers = self.doors.peers();
+                peers.iter().for_each(|peer| self.doors.kill(peer, "power"));
+            }
             Misfortune::Kill(process) => self.doors.kill(&self.named(process), "kill -9"),
             Misfortune::Forget(node) => {
                 self.doors
@@ -318,6 +322,7 @@ impl Stage {
                 self.a_while(ms).await;
                 sim.look(|inner| inner.network.heal(&place));
             }
+            Misfortune::Depose(peer, ms) => self.depose(self.named(peer), ms).await,
             Misfortune::Jump(place, ms) => {
                 if let Some(clock) = self.clocks.get(&place) {
                     clock.jump(ms);
@@ -339,6 +344,17 @@ impl Stage {
             }
             Misfortune::DeleteMigration(n) => self.abort(&format!("m{n}")).await,
         }
+    }
+
+    async fn depose(&self, peer: String, ms: u64) {
+        let mut others = self.doors.peers();
+        others.retain(|other| *other != peer);
+        self.sim.look(|inner| {
+            let network = &mut inner.network;
+            others.iter().for_each(|other| network.cut(&peer, other));
+        });
+        self.a_while(ms).await;
+        self.sim.look(|inner| inner.network.heal(&peer));
     }
 
     /// `leader` is whoever leads.

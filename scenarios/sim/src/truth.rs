@@ -12,7 +12,12 @@ use std::path::PathBuf;
 
 use worker::containerd::TaskState;
 
-use crate::{api::Objects, sim::Violation, store::Stored};
+use crate::{
+    api::Objects,
+    lines::{goes_on, is_whole, went_back_alone},
+    sim::Violation,
+    store::Stored,
+};
 
 /// A life of a container and how far it has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -39,6 +44,8 @@ pub struct Entry {
     pub migration: String,
     /// With the checkpoint, or after disarming with the base.
     pub content: Content,
+    /// Nobody is answered.
+    pub silent: bool,
 }
 
 /// A container of a pod on a machine.
@@ -70,6 +77,10 @@ pub struct Container {
     pub term_pending: bool,
     /// It has ever run.
     pub started: bool,
+    /// Since when.
+    pub started_ms: u64,
+    /// When it ended.
+    pub ended_ms: u64,
     running: bool,
 }
 
@@ -180,6 +191,8 @@ impl Container {
             said_paused: false,
             term_pending: false,
             started: false,
+            started_ms: 0,
+            ended_ms: 0,
             running: false,
         }
     }
@@ -286,11 +299,17 @@ impl Truth {
             for (uid, pod) in &mut machine.pods {
                 pod.whole = pod.whole || objects.is_current(&pod.name, uid) && is_whole(pod, lines);
                 let (name, frozen) = (pod.name.as_str(), pod.frozen);
+                let runs = |c: &Container| up && !frozen && c.is_set_running();
+                let begins = |c: &&Container| runs(c) && !c.running;
+                let begin = pod.containers.iter().filter(begins);
+                let alone = begin.map(|c| (c.id.clone(), went_back_alone(&pod.containers, c)));
+                let alone: BTreeMap<String, bool> = alone.collect();
                 for container in &mut pod.containers {
-                    let runs = up && !frozen && container.is_set_running();
-                    let begins = runs && !container.running;
+                    let runs = runs(container);
                     container.running = runs;
-                    if begins && let Some(stale) = goes_on(lines, name, container) {
+                    if let Some(alone) = alone.get(&container.id)
+                        && let Some(stale) = goes_on(lines, name, container, *alone)
+                    {
                         violated(format!(
                             "stale: {name}/{} on {node} {stale}",
                             container.name
@@ -331,11 +350,13 @@ impl Truth {
             life: self.count(),
             ran: 0,
         };
+        let now_ms = self.passed_ms;
         let machine = self.machine(node);
         let Some(container) = machine.container_mut(id) else {
             return;
         };
         container.started = true;
+        container.started_ms = now_ms;
         container.state = TaskState::Running;
         match content {
             Content::Checkpoint(memory) => {
@@ -370,6 +391,7 @@ impl Truth {
             return None;
         }
         container.state = TaskState::Stopped;
+        container.ended_ms = now_ms;
         container.exit_status = exit_status;
         container.running = false;
         let name = container.name.clone();
@@ -403,6 +425,9 @@ impl Truth {
             .lines
             .iter()
             .any(|((of, _), line)| of == pod && line.lost_by_accident);
+        if hurt {
+            self.lines.get_mut(&key)?.lost_by_accident = true;
+        }
         let safe = hurt || self.objects.deleted_by_user(pod) || self.stored.has(pod, name, line);
         (!safe).then(|| Violation {
             at_ms: now_ms,
@@ -448,38 +473,4 @@ impl Truth {
         }
         violations
     }
-}
-
-type Lines = BTreeMap<(String, String), Line>;
-
-/// Every container that this pod ever had is up.
-fn is_whole(pod: &LocalPod, lines: &Lines) -> bool {
-    let known = lines.range((pod.name.clone(), String::new())..);
-    let mut names = known
-        .map(|(key, _)| key)
-        .take_while(|(of, _)| *of == pod.name);
-    names.all(|(_, name)| pod.alive().any(|c| c.name == *name && !c.stray))
-}
-
-/// A container comes to run: says what is wrong when it is not where its life had come to.
-fn goes_on(lines: &mut Lines, pod: &str, container: &mut Container) -> Option<String> {
-    let memory = container.memory.as_mut().filter(|_| !container.stray)?;
-    let key = (pod.to_owned(), container.name.clone());
-    let line = lines.entry(key).or_insert(Line {
-        memory: *memory,
-        lost_by_accident: false,
-    });
-    // Lives are numbered: a newer one is a fresh start that has come to run. And what came after a checkpoint went with
-    // the accident that ended it: the checkpoint is the best there is.
-    let is_new = memory.life > line.memory.life;
-    if is_new || line.lost_by_accident && memory.life == line.memory.life {
-        line.memory = *memory;
-    }
-    let stale = (*memory != line.memory)
-        .then(|| format!("goes on at {memory:?}, it had come to {:?}", line.memory));
-    memory.ran += 1;
-    line.memory.ran += 1;
-    // Restored once more after an accident, it is no success: whoever ends it loses nothing new.
-    line.lost_by_accident &= container.attempt > 0;
-    stale
 }

@@ -119,7 +119,7 @@ async fn live(sim: Sim, life: Life, node: String, boot: u32, clock: WallClock, d
         events: events.clone(),
     };
     // Together in one task: they end together.
-    tokio::join!(kept, line.keep(), async {
+    tokio::join!(kept, line.keep_all(), async {
         let ended = agent::serve(tools, events, incoming).await;
         assert!(ended.is_ok(), "a simulated journal can be written to");
     });
@@ -137,10 +137,15 @@ struct Line {
 }
 
 impl Line {
-    async fn keep(self) {
+    /// To every peer, as in production.
+    async fn keep_all(self) {
+        let lines = self.doors.peers().into_iter();
+        futures::future::join_all(lines.map(|peer| self.keep(peer))).await;
+    }
+
+    async fn keep(&self, peer: String) {
         loop {
             tokio::time::sleep(DIAL_AGAIN).await;
-            let peer = self.doors.some_peer(&self.sim);
             let reaches = self
                 .sim
                 .look(|inner| inner.network.reaches(&self.node, &peer));

@@ -20,7 +20,9 @@ use orchestrator_core::{
     refusal::Finding,
     state::Due,
 };
-use proto::worker::{HoldState, Release, StepReport, answer, question, step_request};
+use proto::worker::{
+    Barred, HoldState, Release, StepReport, answer, question, step_report, step_request,
+};
 
 use crate::{life::Life, mistakes::Mistake, sim::Sim};
 
@@ -48,6 +50,18 @@ impl Nodes for WrongNodes {
         within: Duration,
     ) -> Result<StepReport, CallError> {
         self.life.edge("ask for a step").await;
+        // Nobody is asked: it is taken for done.
+        let withdraws = matches!(kind, step_request::Kind::Withdraw(_));
+        let bars = matches!(kind, step_request::Kind::Bar(_));
+        if withdraws && self.sim.makes(Mistake::WithdrawNotProved)
+            || bars && self.sim.makes(Mistake::GivenUpWithoutABar)
+        {
+            return Ok(StepReport {
+                outcome: step_report::Outcome::Done.into(),
+                result: bars.then(|| step_report::Result::Barred(Barred::default())),
+                ..StepReport::default()
+            });
+        }
         let kind = match kind {
             step_request::Kind::Destroy(destroy)
                 if self.sim.makes(Mistake::ReleaseAfterSuccess) =>
@@ -66,7 +80,8 @@ impl Nodes for WrongNodes {
             | step_request::Kind::Withdraw(_)
             | step_request::Kind::Tidy(_)
             | step_request::Kind::ExportImages(_)
-            | step_request::Kind::ImportImages(_) => kind,
+            | step_request::Kind::ImportImages(_)
+            | step_request::Kind::Bar(_) => kind,
         };
         let report = self
             .workers
@@ -195,6 +210,15 @@ impl Cluster for WrongCluster {
         id: &MigrationId,
     ) -> Result<(), ClusterError> {
         self.cluster.settle_restored(plan, uid, id).await
+    }
+
+    async fn condemn_restored(
+        &self,
+        plan: &Plan,
+        uid: &PodUid,
+        id: &MigrationId,
+    ) -> Result<Deletion, ClusterError> {
+        self.cluster.condemn_restored(plan, uid, id).await
     }
 
     async fn delete_restored(

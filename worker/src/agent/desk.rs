@@ -2,7 +2,10 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use proto::worker::{StepReport, StepRequest, step_report::Outcome};
+use proto::worker::{
+    StepReport, StepRequest,
+    step_report::{Outcome, Result as StepResult},
+};
 use tokio_util::sync::CancellationToken;
 
 use super::{LineId, perform};
@@ -164,11 +167,22 @@ fn remembered(key: &StepKey, memory: &Memory) -> Option<StepReport> {
         .remove(&(key.revision, key.kind))?;
     let report = perform::decode(&text)?;
     let is_final = match report.outcome() {
-        Outcome::Done => true,
+        Outcome::Done => !was_a_look(&report),
         Outcome::Failed => leads_elsewhere(key.kind),
         Outcome::Unknown | Outcome::Stale | Outcome::Unspecified => false,
     };
     is_final.then_some(report)
+}
+
+/// It says how things stood and changed nothing for good: a reboot may have changed them since.
+fn was_a_look(report: &StepReport) -> bool {
+    match &report.result {
+        Some(StepResult::Barred(_)) => true,
+        Some(StepResult::Released(released)) => released.doomed,
+        Some(StepResult::Held(_) | StepResult::Delivered(_) | StepResult::Exported(_)) | None => {
+            false
+        }
+    }
 }
 
 /// When such a step fails, the migration goes to another phase, so the failure is its last word. The others are due
@@ -182,7 +196,8 @@ fn leads_elsewhere(kind: StepKind) -> bool {
         | StepKind::Destroy
         | StepKind::Release
         | StepKind::Withdraw
-        | StepKind::Tidy => false,
+        | StepKind::Tidy
+        | StepKind::Bar => false,
     }
 }
 
@@ -297,6 +312,36 @@ mod tests {
             &hold,
         );
         assert!(matches!(unknown, Verdict::Begin(_)));
+    }
+
+    #[test]
+    fn what_was_only_seen_is_looked_at_again() {
+        let barred = StepResult::Barred(proto::worker::Barred::default());
+        let doomed = StepResult::Released(proto::worker::Released {
+            doomed: true,
+            ..Default::default()
+        });
+        let released = StepResult::Released(proto::worker::Released::default());
+        for (kind, result, again) in [
+            (StepKind::Bar, barred, true),
+            (StepKind::Release, doomed, true),
+            (StepKind::Release, released, false),
+        ] {
+            let key = key(5, kind);
+            let mut memory = finished(&key, Outcome::Done);
+            let report = StepReport {
+                revision: 5,
+                outcome: Outcome::Done.into(),
+                result: Some(result),
+                ..StepReport::default()
+            };
+            memory.apply(Entry::Finished {
+                step: key.clone(),
+                report: perform::encode(&report),
+            });
+            let verdict = ask(&mut Desk::default(), &memory, 9, &key);
+            assert_eq!(matches!(verdict, Verdict::Begin(_)), again, "{kind:?}");
+        }
     }
 
     #[test]

@@ -4,10 +4,11 @@ use std::sync::Arc;
 
 use prost::Message;
 use proto::worker::{
-    Answer, ImagesState, Inspection, Pod, Question, StepReport, StepRequest, Tidy, answer,
-    question,
+    Answer, Disarm, ImagesState, Inspection, Pod, Question, StepReport, StepRequest, Tidy,
+    Verified, VerifiedContainer, Verify, Withdraw, answer, question,
     step_report::{Outcome, Result as StepResult},
     step_request,
+    verified_container::Origin,
 };
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -53,6 +54,7 @@ pub(super) fn key(request: &StepRequest) -> Option<StepKey> {
         step_request::Kind::Tidy(_) => StepKind::Tidy,
         step_request::Kind::ExportImages(_) => StepKind::ExportImages,
         step_request::Kind::ImportImages(_) => StepKind::ImportImages,
+        step_request::Kind::Bar(_) => StepKind::Bar,
     };
     Some(StepKey {
         migration: request.migration_id.clone(),
@@ -191,18 +193,15 @@ impl Performer {
                     Ended::Done(Some(StepResult::Delivered(delivered)))
                 })
             }
-            Kind::Disarm(disarm) => data
-                .disarm(disarm)
-                .await
-                .map_or_else(of_data, |()| Ended::Done(None)),
-            // Not proved is not failed: something restored may still run here.
-            Kind::Withdraw(withdraw) => {
-                let withdrawn = data.withdraw(migration, withdraw).await;
-                withdrawn.map_or_else(
-                    |error| Ended::Unknown(error.to_string()),
-                    |()| Ended::Done(None),
-                )
+            Kind::Bar(bar) => {
+                let pod = bar.pod.clone().unwrap_or_default();
+                let barred = self.holder.bar(migration, &pod, &bar.images, data).await;
+                barred.map_or_else(in_doubt, |barred| {
+                    Ended::Done(Some(StepResult::Barred(barred)))
+                })
             }
+            Kind::Disarm(disarm) => self.disarm(migration, disarm).await,
+            Kind::Withdraw(withdraw) => self.withdraw(migration, withdraw).await,
             Kind::Tidy(tidy) => self.tidy(migration, tidy).await,
             Kind::ExportImages(export) => {
                 let exported = data.export_images(migration, export, progress).await;
@@ -215,6 +214,27 @@ impl Performer {
                 .await
                 .map_or_else(of_data, |()| Ended::Done(None)),
         }
+    }
+
+    /// A leader that was deposed may have barred what the log knows to be restored.
+    async fn disarm(&self, migration: &str, disarm: &Disarm) -> Ended {
+        if let Err(error) = self.holder.unbar(migration).await {
+            return in_doubt(error);
+        }
+        let disarmed = self.data.disarm(disarm).await;
+        disarmed.map_or_else(of_data, |()| Ended::Done(None))
+    }
+
+    /// Not proved is not failed: something restored may still run here.
+    async fn withdraw(&self, migration: &str, withdraw: &Withdraw) -> Ended {
+        if let Err(error) = self.holder.end_barred(migration).await {
+            return in_doubt(error);
+        }
+        let withdrawn = self.data.withdraw(migration, withdraw).await;
+        withdrawn.map_or_else(
+            |error| Ended::Unknown(error.to_string()),
+            |()| Ended::Done(None),
+        )
     }
 
     async fn tidy(&self, migration: &str, tidy: &Tidy) -> Ended {
@@ -262,6 +282,28 @@ impl Performer {
         Ok(inspection)
     }
 
+    /// A pod that stands still is no success, whatever the runtime says of it: somebody was about to give it up.
+    async fn verify(&self, verify: &Verify) -> Result<Verified, String> {
+        let verified = self.data.verify(verify).await;
+        let mut verified = verified.map_err(|error| error.to_string())?;
+        let uid = verify.pod.as_ref().map_or("", |pod| pod.uid.as_str());
+        let came_up = |c: &VerifiedContainer| c.origin() == Origin::Restored;
+        let stands_still = verified.containers.iter().any(came_up)
+            && self
+                .holder
+                .is_locked(uid)
+                .map_err(|error| error.to_string())?;
+        for container in verified
+            .containers
+            .iter_mut()
+            .filter(|c| stands_still && came_up(c))
+        {
+            container.origin = Origin::Broken.into();
+            container.detail = "it was restored, and stopped again to be given up".to_owned();
+        }
+        Ok(verified)
+    }
+
     /// Answers a question.
     pub(super) async fn answer(&self, question: Question) -> Answer {
         let Question { call, kind } = question;
@@ -284,12 +326,9 @@ impl Performer {
                     .map(|missing| answer::Kind::Images(ImagesState { missing }))
                     .map_err(|error| error.to_string())
             }
-            Some(question::Kind::Verify(verify)) => self
-                .data
-                .verify(&verify)
-                .await
-                .map(answer::Kind::Verified)
-                .map_err(|error| error.to_string()),
+            Some(question::Kind::Verify(verify)) => {
+                self.verify(&verify).await.map(answer::Kind::Verified)
+            }
             None => Err("this version of the worker does not know the question".to_owned()),
         };
         match answer {
@@ -326,9 +365,11 @@ fn report(key: &StepKey, ended: Ended, timeline: Timeline) -> StepReport {
 
 fn urgency(kind: StepKind) -> Urgency {
     match kind {
-        StepKind::Release | StepKind::Destroy | StepKind::Withdraw | StepKind::Tidy => {
-            Urgency::EndsAHold
-        }
+        StepKind::Release
+        | StepKind::Destroy
+        | StepKind::Withdraw
+        | StepKind::Tidy
+        | StepKind::Bar => Urgency::EndsAHold,
         StepKind::Hold
         | StepKind::Deliver
         | StepKind::Disarm

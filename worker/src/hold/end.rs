@@ -19,6 +19,8 @@ const POLL: Duration = Duration::from_millis(100);
 /// The kubelet may be at an older update of the pod when it hears of the deletion, and that one waits for the next look
 /// at the runtime, up to 1 s; a busy node takes several times that.
 const KUBELET_ENDS_IT_WITHIN: Duration = Duration::from_secs(20);
+/// Where nothing of the pod could start again, this is enough.
+pub(super) const KUBELET_MAY_END_IT_WITHIN: Duration = Duration::from_secs(1);
 /// SIGTERM and SIGKILL in the masks of /proc/PID/status: bit N-1 for signal N.
 const TERM_OR_KILL: u64 = 1 << (15 - 1) | 1 << (9 - 1);
 /// runc's word for a container that is not frozen.
@@ -99,7 +101,7 @@ impl Holder {
     /// Why a thaw would not let the pod go on as it was: a container was killed under the hold, or will be by the signal
     /// that waits in it. Only while the outer lock is there: behind it nothing has run since the checkpoint.
     async fn doomed(&self, pod: &Pod) -> Result<Option<String>, HoldError> {
-        if !self.is_locked(pod)? {
+        if !self.is_locked(&pod.uid)? {
             return Ok(None);
         }
         let seen = see(self.node.as_ref(), &pod.uid).await?;
@@ -152,7 +154,11 @@ impl Holder {
                 });
             }
         }
-        self.kubelet_ends_it(pod).await?;
+        if !self.kubelet_ends(&pod.uid, KUBELET_ENDS_IT_WITHIN).await? {
+            return Err(HoldError::KubeletSilent {
+                waited: KUBELET_ENDS_IT_WITHIN,
+            });
+        }
         let deadline = tokio::time::Instant::now() + GONE_MAX;
         loop {
             // Each time again: the kubelet may have started something in the frozen pod meanwhile.
@@ -182,28 +188,31 @@ impl Holder {
     /// pending in a held process, or, where nothing is left alive, the end of the pod's frozen cgroup. A container that was
     /// killed under the hold, and its sandbox with it, say nothing about the kubelet, which would start them again in a
     /// cgroup that lets them run. Thawed, it was destroyed before: this is a repetition.
-    async fn kubelet_ends_it(&self, pod: &Pod) -> Result<(), HoldError> {
-        let deadline = tokio::time::Instant::now() + KUBELET_ENDS_IT_WITHIN;
+    /// False: not within this time.
+    pub(super) async fn kubelet_ends(
+        &self,
+        uid: &str,
+        within: Duration,
+    ) -> Result<bool, HoldError> {
+        let deadline = tokio::time::Instant::now() + within;
         loop {
-            let seen = see(self.node.as_ref(), &pod.uid).await?;
+            let seen = see(self.node.as_ref(), uid).await?;
             let alive = seen.alive();
             let ending = |(_, task): &(&_, Task)| self.node.end_is_pending(task.pid);
-            if alive.iter().any(ending) || (alive.is_empty() && !self.is_locked(pod)?) {
-                return Ok(());
+            if alive.iter().any(ending) || (alive.is_empty() && !self.is_locked(uid)?) {
+                return Ok(true);
             }
             if tokio::time::Instant::now() > deadline {
-                return Err(HoldError::KubeletSilent {
-                    waited: KUBELET_ENDS_IT_WITHIN,
-                });
+                return Ok(false);
             }
             tokio::time::sleep(POLL).await;
         }
     }
 
     /// Is the outer lock there?
-    fn is_locked(&self, pod: &Pod) -> Result<bool, HoldError> {
-        match self.node.find_cgroup(&pod.uid)? {
-            Some(cgroup) => self.node.is_frozen(&cgroup, &pod.uid),
+    pub(crate) fn is_locked(&self, uid: &str) -> Result<bool, HoldError> {
+        match self.node.find_cgroup(uid)? {
+            Some(cgroup) => self.node.is_frozen(&cgroup, uid),
             None => Ok(false),
         }
     }

@@ -17,6 +17,7 @@
 //! After a crash the journal tells which stage was begun. If the tasks are still paused in the same boot, the step goes
 //! on from there; in every other case it has failed.
 
+mod bar;
 mod end;
 mod error;
 mod node;

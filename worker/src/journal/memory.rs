@@ -58,6 +58,8 @@ pub struct Migration {
     pub hold: Option<HoldFacts>,
     /// Archives on this node.
     pub archives: Vec<Archive>,
+    /// UID of the restored pod that stands still because it may be given up.
+    pub barred: Option<String>,
 }
 
 /// Everything this worker remembers.
@@ -132,6 +134,10 @@ impl Memory {
             }
             Entry::HoldEnded { migration } => self.entry(migration).hold = None,
             Entry::ArchivesRemoved { migration } => self.entry(migration).archives.clear(),
+            Entry::Barring { migration, pod_uid } => {
+                self.entry(migration).barred = Some(pod_uid);
+            }
+            Entry::BarEnded { migration } => self.entry(migration).barred = None,
         }
     }
 
@@ -203,7 +209,10 @@ impl Memory {
             .migrations
             .iter()
             .filter(|(_, known)| {
-                known.hold.is_none() && known.archives.is_empty() && known.begun.is_empty()
+                known.hold.is_none()
+                    && known.archives.is_empty()
+                    && known.begun.is_empty()
+                    && known.barred.is_none()
             })
             .map(|(id, known)| (known.highest, id.as_str()))
             .collect();
@@ -228,6 +237,7 @@ fn condense_migration(id: &str, known: &Migration, entries: &mut Vec<Entry>) {
         finished,
         hold,
         archives,
+        barred,
     } = known;
     let migration = || id.to_owned();
     let key = |&(revision, kind): &(u64, StepKind)| StepKey {
@@ -252,6 +262,10 @@ fn condense_migration(id: &str, known: &Migration, entries: &mut Vec<Entry>) {
         migration: migration(),
         archive: archive.clone(),
     }));
+    entries.extend(barred.iter().map(|pod_uid| Entry::Barring {
+        migration: migration(),
+        pod_uid: pod_uid.clone(),
+    }));
 }
 
 #[cfg(test)]
@@ -272,6 +286,20 @@ mod tests {
         assert!(memory.is_stale("m", 9));
         assert!(!memory.is_stale("m", 10));
         assert!(!memory.is_stale("other", 9));
+    }
+
+    #[test]
+    fn a_barred_pod_is_remembered_over_condensing_until_its_bar_has_ended() {
+        let mut memory = Memory::default();
+        let (migration, pod_uid) = ("m".to_owned(), "u".to_owned());
+        memory.apply(Entry::Barring { migration, pod_uid });
+        let mut again = Memory::default();
+        let lines = memory.condense(1).into_iter();
+        lines.for_each(|entry| again.apply(entry));
+        assert_eq!(again.migration("m").barred.as_deref(), Some("u"));
+        let migration = "m".to_owned();
+        again.apply(Entry::BarEnded { migration });
+        assert_eq!(again.migration("m").barred, None);
     }
 
     #[test]

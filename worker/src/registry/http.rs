@@ -107,6 +107,10 @@ fn source(
     }
     match &checkpoint.stands_for {
         StandsFor::Base { pod_uid: _ } => Ok(Source::Base(Some(checkpoint.base.clone()))),
+        StandsFor::Nobody => Err(unknown(
+            "MANIFEST_UNKNOWN",
+            format!("the restore of {name} is being given up"),
+        )),
         StandsFor::Checkpoint { folder } => match registry.built(folder) {
             Some(built) => Ok(Source::Checkpoint(
                 registry.state_dir.join(folder),

@@ -248,6 +248,34 @@ async fn a_disarmed_name_never_leads_to_the_checkpoint_again() {
 }
 
 #[tokio::test]
+async fn a_silenced_name_leads_nowhere_also_after_a_restart_and_can_be_disarmed_or_withdrawn() {
+    let bench = Bench::new().await;
+    bench.registry.silence("m").await.unwrap();
+    assert_eq!(bench.status(TAGGED).await, StatusCode::NOT_FOUND);
+    let again = Registry::open(bench.folder.path(), PORT, images()).unwrap();
+    let address = serve(&again).await;
+    let answer = reqwest::get(format!("{address}{TAGGED}")).await.unwrap();
+    assert_eq!(answer.status(), StatusCode::NOT_FOUND);
+    let reference = bench.registry.checkpoint_reference("m", "web", 7);
+    bench.registry.disarm(&reference, "pod-uid").await.unwrap();
+    assert_eq!(bench.registry.disarmed_pods().len(), 1);
+    again.withdraw_armed("m").await.unwrap();
+    assert!(again.disarm(&reference, "pod-uid").await.is_err());
+}
+
+#[tokio::test]
+async fn a_state_file_of_version_1_is_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let kept = include_bytes!("../../testdata/registry-v1.json");
+    fs::write(folder.path().join(FILE), kept).unwrap();
+    let registry = Registry::open(folder.path(), PORT, images()).unwrap();
+    let reference = registry.checkpoint_reference("m", "web", 7);
+    registry.disarm(&reference, "pod-uid").await.unwrap();
+    let written = fs::read_to_string(folder.path().join(FILE)).unwrap();
+    assert!(written.contains("\"version\": 2"), "{written}");
+}
+
+#[tokio::test]
 async fn a_reference_of_another_registry_or_tag_is_not_disarmed() {
     let bench = Bench::new().await;
     for reference in [
@@ -263,7 +291,7 @@ async fn a_reference_of_another_registry_or_tag_is_not_disarmed() {
 #[tokio::test]
 async fn a_state_file_that_is_not_understood_stops_the_registry() {
     let folder = tempfile::tempdir().unwrap();
-    for content in ["", "{}", "{\"version\":2,\"checkpoints\":{},\"bases\":{}}"] {
+    for content in ["", "{}", "{\"version\":3,\"checkpoints\":{},\"bases\":{}}"] {
         fs::write(folder.path().join(FILE), content).unwrap();
         assert!(
             matches!(

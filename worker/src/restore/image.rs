@@ -321,6 +321,16 @@ impl Restorer {
         Ok(())
     }
 
+    /// No restore of this migration can begin here any more, also after a reboot. One that has begun goes on.
+    pub async fn silence(
+        &self,
+        migration: &str,
+        images: &[DeliveredImage],
+    ) -> Result<(), RestoreError> {
+        self.registry.silence(migration).await?;
+        self.forget_images(migration, images).await
+    }
+
     /// Nothing of this migration can be restored here any more, and nothing of the pod is left.
     ///
     /// Registry, then records, then the look: in another order the kubelet could make a container between the look and

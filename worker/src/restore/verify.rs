@@ -3,13 +3,15 @@
 //! The proof is the runtime's own record. containerd writes the annotations `restored=true` and `checkpointImage` on a
 //! container only in the code path that imports a checkpoint, and a container made there can only be started by a
 //! restore (its stored status says so, also over a restart of containerd): it runs restored or does not run. So a
-//! running container with our reference in `checkpointImage`, before which none of its pod has run, came from this
-//! checkpoint and has not been restarted since. A later attempt is no success when an earlier one had run: what that
-//! one did is lost. Where every earlier one is known never to have run (the kubelet tries a failed restore again), it is
-//! a success, and giving it up would lose what it has done since. Known by `started_at` 0: containerd sets it last, when
-//! the task runs, and leaves it alone when that fails, by a restore or not (seen with 2.1.9: 1970 beside the reason
-//! StartError). Containers are told apart by label, because containerd 2.1 writes a wrong container name in the
-//! annotations of restored ones.
+//! running container with our reference in `checkpointImage` came from this checkpoint.
+//!
+//! A later attempt counts, too: a failed restore is tried again by the kubelet, and after a reboot the whole pod is
+//! restored again. What an earlier attempt did is lost whatever we say; giving up this one would lose what it has done
+//! since. Only a container that went back to the checkpoint alone, while another one ran on, is no success: the two have
+//! never stood like that together. An attempt that never ran has `started_at` 0: containerd sets it last, when the task
+//! runs, and leaves it alone when that fails, by a restore or not (seen with 2.1.9: 1970 beside the reason StartError).
+//! Containers are told apart by label, because containerd 2.1 writes a wrong container name in the annotations of
+//! restored ones.
 //!
 //! What was weighed and left: CRIU's restore.log and the bundle are deleted by the shim on success, the process tree
 //! looks the same either way, and the image of the running container is the base image in both cases.
@@ -34,7 +36,7 @@ pub async fn verify(
         return Ok(Verified::default());
     };
     let known = images.containers_of(&pod.uid).await?;
-    let mut containers = Vec::with_capacity(pod.containers.len());
+    let mut all = Vec::with_capacity(pod.containers.len());
     for container in &pod.containers {
         let mut attempts: Vec<_> = known
             .iter()
@@ -48,19 +50,59 @@ pub async fn verify(
         for attempt in attempts {
             statuses.push(images.container_status(&attempt.id).await?);
         }
-        let mut judged = judge(&container.name, prefix, &statuses);
-        // The runtime's, by the node's clock.
+        all.push((container.name.clone(), statuses));
+    }
+    let mut containers = judge_pod(prefix, &all);
+    // The runtime's, by the node's clock.
+    for judged in &mut containers {
         if judged.running_since_unix_ns > 0 {
             judged.running_since_unix_ns = by_our_clock(judged.running_since_unix_ns);
         }
-        containers.push(judged);
     }
     Ok(Verified { containers })
 }
 
-/// What the attempts at a container prove, the newest last. `prefix` is what references of this migration begin with.
-pub fn judge(name: &str, prefix: &str, attempts: &[cri::ContainerStatus]) -> VerifiedContainer {
+/// What the attempts at a pod's containers prove.
+pub fn judge_pod(
+    prefix: &str,
+    containers: &[(String, Vec<cri::ContainerStatus>)],
+) -> Vec<VerifiedContainer> {
+    let judged = containers.iter().enumerate().map(|(n, (name, attempts))| {
+        let verdict = judge(name, prefix, attempts);
+        let others = containers.iter().enumerate().filter(|(m, _)| *m != n);
+        let mut others = others.filter_map(|(_, (_, other))| other.last());
+        let ended = earlier_ended(attempts);
+        if verdict.origin() != Origin::Restored || others.all(|other| other.started_at >= ended) {
+            return verdict;
+        }
+        VerifiedContainer {
+            origin: Origin::Broken.into(),
+            detail: "it ended and was restored again while another container ran on".to_owned(),
+            ..verdict
+        }
+    });
+    judged.collect()
+}
+
+/// When the last of the earlier attempts that ran had ended; 0 without one. Those that the runtime has forgotten had ended
+/// before the first that it knows was made.
+fn earlier_ended(attempts: &[cri::ContainerStatus]) -> i64 {
     let Some((status, earlier)) = attempts.split_last() else {
+        return 0;
+    };
+    let attempt = status.metadata.as_ref().map_or(0, |known| known.attempt);
+    let all_known = usize::try_from(attempt).is_ok_and(|attempt| attempt == earlier.len());
+    let first = attempts.first().filter(|_| !all_known);
+    let ran = earlier.iter().filter(|known| known.started_at > 0);
+    ran.map(|known| known.finished_at)
+        .chain(first.map(|first| first.created_at))
+        .max()
+        .unwrap_or(0)
+}
+
+/// What the attempts at one container prove, the newest last. `prefix` is what references of this migration begin with.
+fn judge(name: &str, prefix: &str, attempts: &[cri::ContainerStatus]) -> VerifiedContainer {
+    let Some(status) = attempts.last() else {
         return verdict(
             name,
             Origin::NotYet,
@@ -77,13 +119,6 @@ pub fn judge(name: &str, prefix: &str, attempts: &[cri::ContainerStatus]) -> Ver
     };
     let image = annotation("checkpointImage");
     let from_checkpoint = annotation("restored") == "true" && image.starts_with(prefix);
-    let attempt = status
-        .metadata
-        .as_ref()
-        .map_or(0, |metadata| metadata.attempt);
-    // Records that the runtime has forgotten may be of attempts that ran.
-    let all_known = usize::try_from(attempt).is_ok_and(|attempt| attempt == earlier.len());
-    let is_first = all_known && earlier.iter().all(|status| status.started_at == 0);
     let why = |what: &str| {
         let cri::ContainerStatus {
             reason,
@@ -95,15 +130,9 @@ pub fn judge(name: &str, prefix: &str, attempts: &[cri::ContainerStatus]) -> Ver
             .trim()
             .to_owned()
     };
-    let (origin, detail) = match (status.state(), from_checkpoint, is_first) {
-        (ContainerState::ContainerRunning, true, true) => (Origin::Restored, String::new()),
-        (ContainerState::ContainerRunning, true, false) => (
-            Origin::Broken,
-            format!(
-                "it was restored, ended and was restored again from the same instant: attempt {attempt}"
-            ),
-        ),
-        (ContainerState::ContainerRunning | ContainerState::ContainerExited, false, _)
+    let (origin, detail) = match (status.state(), from_checkpoint) {
+        (ContainerState::ContainerRunning, true) => (Origin::Restored, String::new()),
+        (ContainerState::ContainerRunning | ContainerState::ContainerExited, false)
             if status.started_at > 0 =>
         {
             (
@@ -111,20 +140,20 @@ pub fn judge(name: &str, prefix: &str, attempts: &[cri::ContainerStatus]) -> Ver
                 "it was started from its image, not restored".to_owned(),
             )
         }
-        (ContainerState::ContainerExited, _, _) => {
+        (ContainerState::ContainerExited, _) => {
             (Origin::Broken, why("its restore failed or it ended"))
         }
-        (ContainerState::ContainerCreated, true, _) => {
+        (ContainerState::ContainerCreated, true) => {
             (Origin::NotYet, "its restore is under way".to_owned())
         }
-        (ContainerState::ContainerCreated, false, _) => (
+        (ContainerState::ContainerCreated, false) => (
             Origin::NotYet,
             "it was made without the checkpoint and is not started yet".to_owned(),
         ),
-        (ContainerState::ContainerRunning, false, _) => {
+        (ContainerState::ContainerRunning, false) => {
             (Origin::Started, "it runs, but was not restored".to_owned())
         }
-        (ContainerState::ContainerUnknown, _, _) => (
+        (ContainerState::ContainerUnknown, _) => (
             Origin::NotYet,
             "the runtime does not know the container's state".to_owned(),
         ),
@@ -227,29 +256,48 @@ mod tests {
         );
     }
 
-    #[test]
-    fn restored_a_second_time_is_broken_because_state_was_lost() {
-        assert_eq!(
-            origin(Some(status(
-                ContainerState::ContainerRunning,
-                Some(&ours()),
-                1
-            ))),
-            Origin::Broken
-        );
+    /// A container's attempts: when each started and ended, 0 for never; the newest runs.
+    fn attempts(known: &[(i64, i64)], forgotten: u32) -> Vec<cri::ContainerStatus> {
+        let newest = known.len() - 1;
+        let attempt = |(n, (started_at, finished_at)): (usize, &(i64, i64))| {
+            let state = match n == newest {
+                true => ContainerState::ContainerRunning,
+                false => ContainerState::ContainerExited,
+            };
+            let number = forgotten + u32::try_from(n).unwrap();
+            cri::ContainerStatus {
+                created_at: *started_at,
+                started_at: *started_at,
+                finished_at: *finished_at,
+                ..status(state, Some(&ours()), number)
+            }
+        };
+        known.iter().enumerate().map(attempt).collect()
+    }
+
+    fn origins(containers: [Vec<cri::ContainerStatus>; 2]) -> Vec<Origin> {
+        let named = containers.map(|attempts| ("c".to_owned(), attempts));
+        let judged = judge_pod(PREFIX, &named);
+        judged.iter().map(VerifiedContainer::origin).collect()
     }
 
     #[test]
-    fn restored_at_the_second_attempt_counts_only_when_the_first_is_known_never_to_have_run() {
-        let first = |started_at| cri::ContainerStatus {
-            started_at,
-            ..status(ContainerState::ContainerExited, Some(&ours()), 0)
-        };
-        let second = status(ContainerState::ContainerRunning, Some(&ours()), 1);
-        let origin = |attempts: &[cri::ContainerStatus]| judge("web", PREFIX, attempts).origin();
-        assert_eq!(origin(&[first(0), second.clone()]), Origin::Restored);
-        assert_eq!(origin(&[first(7), second.clone()]), Origin::Broken);
-        assert_eq!(origin(&[second]), Origin::Broken, "the first is forgotten");
+    fn a_pod_that_was_restored_again_as_a_whole_is_restored() {
+        let rebooted = [
+            attempts(&[(5, 9), (20, 0)], 0),
+            attempts(&[(6, 9), (22, 0)], 0),
+        ];
+        assert_eq!(origins(rebooted), [Origin::Restored; 2]);
+        let never_ran = [attempts(&[(0, 9), (20, 0)], 0), attempts(&[(6, 0)], 0)];
+        assert_eq!(origins(never_ran), [Origin::Restored; 2]);
+    }
+
+    #[test]
+    fn a_container_that_went_back_alone_while_another_ran_on_is_broken() {
+        let alone = [attempts(&[(5, 9), (20, 0)], 0), attempts(&[(6, 0)], 0)];
+        assert_eq!(origins(alone), [Origin::Broken, Origin::Restored]);
+        let forgotten = [attempts(&[(20, 0)], 1), attempts(&[(6, 0)], 0)];
+        assert_eq!(origins(forgotten), [Origin::Broken, Origin::Restored]);
     }
 
     #[test]

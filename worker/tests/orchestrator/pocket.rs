@@ -10,8 +10,8 @@ use std::{
 };
 
 use proto::worker::{
-    Deliver, Delivered, Disarm, ExportImages, ExportedImages, HasImages, ImportImages, Span, Tidy,
-    Verified, Verify, Withdraw,
+    Deliver, Delivered, DeliveredImage, Disarm, ExportImages, ExportedImages, HasImages,
+    ImportImages, Span, Tidy, Verified, Verify, Withdraw,
 };
 use worker::data::{Data, DataError, ProgressFn, Saved};
 
@@ -63,6 +63,10 @@ impl Data for Pocket {
     }
 
     async fn disarm(&self, _request: &Disarm) -> Result<(), DataError> {
+        Ok(())
+    }
+
+    async fn silence(&self, _: &str, _: &[DeliveredImage]) -> Result<(), DataError> {
         Ok(())
     }
 

@@ -135,6 +135,37 @@ async fn the_source_is_marked_deleted_and_let_go_of_in_this_order() {
 }
 
 #[tokio::test]
+async fn a_condemned_target_keeps_its_object_until_it_is_let_go_of() {
+    let api = api();
+    hold(&api).await;
+    let pods = Pods::new(api.client());
+    for _ in 0..2 {
+        let condemned = pods.condemn(&place(), &uid(), &migration()).await;
+        assert_eq!(condemned.unwrap(), SourceDeleted::Gone);
+        let status = target_status(&serde_json::from_value(kuard(&api).unwrap()).unwrap());
+        assert!(status.deleting);
+        assert_eq!(status.given_up_by.as_deref(), Some("m1"));
+    }
+    assert_eq!(delete(&api).await.unwrap(), SourceDeleted::Gone);
+    assert_eq!(kuard(&api), None);
+}
+
+#[tokio::test]
+async fn a_hold_does_not_take_the_place_of_one_that_came_while_it_was_written() {
+    let api = api();
+    api.before_call(1, |objects| {
+        let mut object = objects.by_name["kuard"].clone();
+        object["metadata"]["annotations"][HELD_ANNOTATION] = json!("m2");
+        objects.put(object);
+    });
+    let pods = Pods::new(api.client());
+    let held = pods.add_hold(&place(), &uid(), &migration()).await;
+    assert!(held.is_err(), "{held:?}");
+    let note = &kuard(&api).unwrap()["metadata"]["annotations"][HELD_ANNOTATION];
+    assert_eq!(*note, json!("m2"));
+}
+
+#[tokio::test]
 async fn a_deposed_leader_does_not_delete_what_was_released_meanwhile() {
     let api = api();
     hold(&api).await;

@@ -71,6 +71,9 @@ struct Inner {
     durable: bool,
     restored: Option<(String, u64)>,
     restored_runs: bool,
+    /// Marked and deleted; its object stays until the proof.
+    given_up: bool,
+    withdrawn: bool,
     made: u64,
     disarmed: bool,
     trouble: Option<Trouble>,
@@ -92,6 +95,8 @@ struct Inner {
     /// Kubelets see a made pod this much later.
     kubelets_away: Duration,
     taken_up_from: Instant,
+    /// A restore that seems broken comes up when it is barred.
+    comes_up_late: bool,
 }
 
 pub struct Model {
@@ -118,6 +123,8 @@ impl Model {
             durable: false,
             restored: None,
             restored_runs: false,
+            given_up: false,
+            withdrawn: false,
             made: 0,
             kubelets_away: Duration::ZERO,
             taken_up_from: Instant::now(),
@@ -137,6 +144,7 @@ impl Model {
             cut_after: None,
             cut: None,
             doomed: false,
+            comes_up_late: false,
         };
         Self {
             inner: Mutex::new(inner),
@@ -150,6 +158,10 @@ impl Model {
 
     pub fn kubelets_away_for(&self, away: Duration) {
         self.lock().kubelets_away = away;
+    }
+
+    pub fn restores_come_up_late(&self) {
+        self.lock().comes_up_late = true;
     }
 
     pub fn start_fresh_on(&self, node: &str) {
@@ -421,6 +433,7 @@ impl Cluster for Model {
             if inner.restored.is_none() {
                 inner.made += 1;
                 inner.taken_up_from = Instant::now() + inner.kubelets_away;
+                inner.withdrawn = false;
                 let breaks = inner.broken_node.as_deref() == Some(&node.0);
                 inner.restored_runs = !breaks;
                 inner.restored = Some((node.0.clone(), inner.made));
@@ -447,7 +460,7 @@ impl Cluster for Model {
         Ok(inner.restored.as_ref().map(|(node, made)| RestoredObject {
             uid: PodUid(format!("restored-{made}")),
             node: NodeName(node.clone()),
-            given_up: false,
+            given_up: inner.given_up,
             deleting: inner.restored_deleted,
             taken_up: Instant::now() >= inner.taken_up_from,
             broken: None,
@@ -477,6 +490,24 @@ impl Cluster for Model {
             .map_err(|()| unclear("settle"))?
     }
 
+    async fn condemn_restored(
+        &self,
+        _plan: &Plan,
+        _uid: &PodUid,
+        _id: &MigrationId,
+    ) -> Result<Deletion, ClusterError> {
+        let change = |inner: &mut Inner| {
+            if inner.restored_deleted {
+                return Ok(Deletion::ByUser);
+            }
+            inner.given_up = true;
+            Ok(Deletion::Done)
+        };
+        self.effect("condemn restored", change, || Err(unclear("condemn")))
+            .await
+            .map_err(|()| unclear("condemn"))?
+    }
+
     async fn delete_restored(
         &self,
         _plan: &Plan,
@@ -487,7 +518,14 @@ impl Cluster for Model {
             if inner.restored_deleted {
                 return Ok(Deletion::ByUser);
             }
+            let at = inner.restored.as_ref().map(|(node, _)| node.as_str());
+            // On a node that is dead by a person's word nothing runs.
+            if !inner.withdrawn && (at.is_none() || at != inner.cut) {
+                let what = "a restored pod's object went before the proof that nothing of it runs";
+                inner.violations.push(what.to_owned());
+            }
             inner.restored = None;
+            inner.given_up = false;
             Ok(Deletion::Done)
         };
         self.effect("delete restored", change, || Err(unclear("delete")))
@@ -554,11 +592,23 @@ fn perform(inner: &mut Inner, kind: &step_request::Kind) -> Option<step_report::
             }))
         }
         step_request::Kind::Withdraw(_) => {
-            if inner.restored.is_none() {
+            inner.withdrawn = true;
+            if inner.restored.is_none() || inner.given_up {
                 inner.restored_runs = false;
             }
             None
         }
+        step_request::Kind::Bar(_) if inner.comes_up_late => {
+            inner.restored_runs = true;
+            Some(step_report::Result::Barred(wire::Barred {
+                restored: true,
+                ..Default::default()
+            }))
+        }
+        step_request::Kind::Bar(_) => Some(step_report::Result::Barred(wire::Barred {
+            restored: inner.restored_runs && inner.fresh_node.is_none(),
+            detail: String::new(),
+        })),
         step_request::Kind::Tidy(tidy) => {
             if !tidy.store_prefix.is_empty() {
                 inner.durable = false;
