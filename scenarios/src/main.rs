@@ -32,6 +32,7 @@ mod node;
 mod oci;
 mod parts;
 mod process;
+mod redis;
 mod registry;
 mod s3;
 mod sim;
@@ -166,6 +167,8 @@ enum Bench {
         #[arg(long, default_value = "5", value_parser = bench::check_runs)]
         runs: usize,
     },
+    /// The page store beside restic, zstd, aws and buildah, on checkpoints of real programs.
+    Store(bench::StoreOptions),
     /// The replicated log: commit latency, migrations a second, failover, a long history.
     Raft {
         /// Write the figures into this file, too.
@@ -225,6 +228,9 @@ fn run(name: &str, command: Verb) -> Result<ExitCode> {
         Verb::Bench {
             what: Bench::Pod { json, runs },
         } => bench::pod(name, runs, json.as_deref())?,
+        Verb::Bench {
+            what: Bench::Store(options),
+        } => bench::store(name, &options)?,
         Verb::Sim { arguments } => return sim::run(&arguments),
         Verb::Bench {
             what: Bench::Raft { json },

@@ -6,6 +6,7 @@
 mod pod;
 mod raft;
 mod recipe;
+mod store;
 
 use crate::deploy;
 use crate::machine;
@@ -20,6 +21,7 @@ use std::path::Path;
 
 pub use pod::{bench as pod, check_runs};
 pub use raft::bench as raft;
+pub use store::{Options as StoreOptions, bench as store};
 
 const NODES: u8 = 2;
 

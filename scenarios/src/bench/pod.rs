@@ -46,10 +46,7 @@ pub fn bench(name: &str, runs: usize, file: Option<&Path>) -> Result<()> {
     let lab = stage(name, &steps)?;
     let recipe = Recipe::prepare(&lab, &steps)?;
     let cluster = Cluster::of(&lab)?;
-    cluster.apply(
-        &json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}),
-    )?;
-    wait_for_account(&cluster)?;
+    create_namespace(&cluster)?;
     // Once beforehand, uncounted: what only a first move pays (a base image pulled) is no part of a comparison.
     steps.run("one run of each to warm up", || {
         one(&lab, &cluster, &recipe).map(drop)
@@ -119,7 +116,7 @@ fn migrate(cluster: &Cluster) -> Result<Moved> {
 }
 
 /// Deletes the bench's pods at once and waits until both nodes are rid of them.
-fn clear(cluster: &Cluster) -> Result<()> {
+pub fn clear(cluster: &Cluster) -> Result<()> {
     let delete = [
         "-n",
         NAMESPACE,
@@ -132,7 +129,11 @@ fn clear(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
-fn wait_for_account(cluster: &Cluster) -> Result<()> {
+/// Makes the bench's namespace, ready for pods.
+pub fn create_namespace(cluster: &Cluster) -> Result<()> {
+    cluster.apply(
+        &json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}),
+    )?;
     process::wait_for("the namespace's ServiceAccount", GONE_WITHIN, || {
         let get = ["-n", NAMESPACE, "get", "serviceaccount", "default"];
         Ok(cluster.run(&get).ok())

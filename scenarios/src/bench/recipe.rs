@@ -72,7 +72,7 @@ impl Recipe {
     /// Follows the recipe for the pod on node1: its copy answers on node2 at the end.
     pub fn follow(&self, lab: &Lab, cluster: &Cluster) -> Result<Taken> {
         let mut clock = Clock(Instant::now());
-        let archive = checkpoint(lab)?;
+        let archive = checkpoint(lab, POD)?;
         let checkpoint = clock.lap();
         self.build(&archive)?;
         let build = clock.lap();
@@ -83,7 +83,7 @@ impl Recipe {
         client.wait_for("the copy's first answer", |_| true)?;
         let pod = clock.lap();
         fs::remove_file(&archive).with_context(|| format!("remove {}", archive.display()))?;
-        self.buildah(&["rmi", "--all", "--force"])?;
+        self.run(&["rmi", "--all", "--force"])?;
         Ok(Taken {
             checkpoint,
             build,
@@ -93,27 +93,28 @@ impl Recipe {
     }
 
     fn build(&self, archive: &std::path::Path) -> Result<()> {
-        let container = self.buildah(&["from", "scratch"])?;
+        let container = self.run(&["from", "scratch"])?;
         let container = container.trim();
         let archive = archive.display().to_string();
-        self.buildah(&["add", "--quiet", container, &archive, "/"])?;
+        self.run(&["add", "--quiet", container, &archive, "/"])?;
         // The first name is CRI-O's, the second is the one containerd looks for.
         let names = [
             format!("--annotation=io.kubernetes.cri-o.annotations.checkpoint.name={POD}"),
             format!("--annotation=org.criu.checkpoint.container.name={POD}"),
         ];
-        self.buildah(&["config", &names[0], &names[1], container])?;
-        self.buildah(&["commit", "--quiet", "--rm", container, BUILT])?;
+        self.run(&["config", &names[0], &names[1], container])?;
+        self.run(&["commit", "--quiet", "--rm", container, BUILT])?;
         Ok(())
     }
 
     fn push(&self, lab: &Lab) -> Result<()> {
         let to = format!("docker://{}:{REGISTRY_PORT}/{PUSHED}", lab.site.gateway());
-        self.buildah(&["push", "--quiet", "--tls-verify=false", BUILT, &to])?;
+        self.run(&["push", "--quiet", "--tls-verify=false", BUILT, &to])?;
         Ok(())
     }
 
-    fn buildah(&self, arguments: &[&str]) -> Result<String> {
+    /// Runs buildah on the lab's own storage.
+    pub fn run(&self, arguments: &[&str]) -> Result<String> {
         let mut command = Command::new("buildah");
         command
             .env("BUILDAH_ISOLATION", "chroot")
@@ -138,8 +139,9 @@ impl Clock {
     }
 }
 
-/// Asks node1's kubelet; gives the archive as the host sees it.
-fn checkpoint(lab: &Lab) -> Result<PathBuf> {
+/// Asks node1's kubelet for a checkpoint of the pod's container, which is called like the pod; gives the archive as the
+/// host sees it.
+pub fn checkpoint(lab: &Lab, pod: &str) -> Result<PathBuf> {
     let pki = Pki::of(&lab.folder()?);
     let base = lab.base.as_deref().context("the lab has no node tree")?;
     let curl = parts::program(base, "usr/bin/curl")?;
@@ -159,7 +161,7 @@ fn checkpoint(lab: &Lab) -> Result<PathBuf> {
         .arg("--key")
         .arg(pki.file("kubelet-client.key"))
         .arg(format!(
-            "https://{}:{KUBELET_PORT}/checkpoint/{NAMESPACE}/{POD}/{POD}",
+            "https://{}:{KUBELET_PORT}/checkpoint/{NAMESPACE}/{pod}/{pod}",
             lab.site.node_address(1)
         ));
     let text = process::succeed(&mut command, STEP_WITHIN).context("checkpoint by the kubelet")?;

@@ -1,0 +1,10 @@
+/* Postgres refuses root, and in a lab CRIU can dump root's processes only: to it we are who owns its data. */
+#include <stdlib.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+uid_t geteuid(void) {
+    struct stat data;
+    const char *path = getenv("PGDATA");
+    return path != NULL && stat(path, &data) == 0 ? data.st_uid : getuid();
+}
