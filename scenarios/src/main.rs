@@ -32,6 +32,7 @@ mod node;
 mod oci;
 mod parts;
 mod process;
+mod python;
 mod redis;
 mod registry;
 mod s3;

@@ -19,7 +19,7 @@ use crate::steps::Steps;
 use anyhow::{Context, Result};
 use serde_json::Value;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -63,8 +63,13 @@ pub struct Recipe {
 impl Recipe {
     /// Installs what is missing; buildah keeps its images in the lab's folder.
     pub fn prepare(lab: &Lab, steps: &Steps) -> Result<Self> {
+        Self::at(lab, "buildah", steps)
+    }
+
+    /// The same with a storage of its own: another machine, as far as images go.
+    pub fn at(lab: &Lab, storage: &str, steps: &Steps) -> Result<Self> {
         machine::install(steps, &[("buildah", "buildah")])?;
-        let storage = lab.folder()?.join("buildah");
+        let storage = lab.folder()?.join(storage);
         fs::create_dir_all(&storage).with_context(|| format!("create {}", storage.display()))?;
         Ok(Self { storage })
     }
@@ -74,7 +79,7 @@ impl Recipe {
         let mut clock = Clock(Instant::now());
         let archive = checkpoint(lab, POD)?;
         let checkpoint = clock.lap();
-        self.build(&archive)?;
+        self.build(&[&archive])?;
         let build = clock.lap();
         self.push(lab)?;
         let push = clock.lap();
@@ -92,11 +97,14 @@ impl Recipe {
         })
     }
 
-    fn build(&self, archive: &std::path::Path) -> Result<()> {
+    /// Makes an image of files and of what archives hold.
+    pub fn build(&self, content: &[&Path]) -> Result<()> {
         let container = self.run(&["from", "scratch"])?;
         let container = container.trim();
-        let archive = archive.display().to_string();
-        self.run(&["add", "--quiet", container, &archive, "/"])?;
+        for file in content {
+            let file = file.display().to_string();
+            self.run(&["add", "--quiet", container, &file, "/"])?;
+        }
         // The first name is CRI-O's, the second is the one containerd looks for.
         let names = [
             format!("--annotation=io.kubernetes.cri-o.annotations.checkpoint.name={POD}"),
@@ -107,9 +115,15 @@ impl Recipe {
         Ok(())
     }
 
-    fn push(&self, lab: &Lab) -> Result<()> {
-        let to = format!("docker://{}:{REGISTRY_PORT}/{PUSHED}", lab.site.gateway());
-        self.run(&["push", "--quiet", "--tls-verify=false", BUILT, &to])?;
+    /// Brings the image into the lab's registry.
+    pub fn push(&self, lab: &Lab) -> Result<()> {
+        self.run(&["push", "--quiet", "--tls-verify=false", BUILT, &pushed(lab)])?;
+        Ok(())
+    }
+
+    /// Fetches it from there.
+    pub fn pull(&self, lab: &Lab) -> Result<()> {
+        self.run(&["pull", "--quiet", "--tls-verify=false", &pushed(lab)])?;
         Ok(())
     }
 
@@ -126,6 +140,10 @@ impl Recipe {
             .args(arguments);
         process::succeed(&mut command, STEP_WITHIN)
     }
+}
+
+fn pushed(lab: &Lab) -> String {
+    format!("docker://{}:{REGISTRY_PORT}/{PUSHED}", lab.site.gateway())
 }
 
 struct Clock(Instant);

@@ -43,6 +43,10 @@ apt-get clean
 rm -rf /var/lib/apt/lists /usr/share/doc /usr/share/man
 "#;
 
+/// Java looks for itself in /proc, initdb for memory in /dev; both are there for this command only.
+const INSIDE: &str =
+    r#"mount -t proc proc "$1/proc" && mount --rbind /dev "$1/dev" && exec chroot "$1" sh -c "$2""#;
+
 /// The tree's part.
 pub fn part() -> Part {
     Part::new(
@@ -78,8 +82,11 @@ fn make(target: &Path) -> Result<()> {
     ] {
         fs::write(folder.join(name), text).with_context(|| format!("write {name}"))?;
     }
-    let mut finish = Command::new("chroot");
-    finish.arg(target).args(["sh", "-c", FINISH]);
+    let mut finish = Command::new("unshare");
+    finish
+        .args(["--mount", "sh", "-c", INSIDE, "sh"])
+        .arg(target)
+        .arg(FINISH);
     run_logged("bench-tree", &mut finish).context("finish the tree of Debian's programs")
 }
 
@@ -93,7 +100,13 @@ pub fn push(lab: &Lab, tree: &Path, steps: &Steps) -> Result<()> {
         buildah.run(&["add", "--quiet", container, &from, "/"])?;
         buildah.run(&["commit", "--quiet", "--rm", container, "localhost/bench:1"])?;
         let to = format!("docker://{}:{REGISTRY_PORT}/bench:1", lab.site.gateway());
-        buildah.run(&["push", "--quiet", "--tls-verify=false", "localhost/bench:1", &to])?;
+        buildah.run(&[
+            "push",
+            "--quiet",
+            "--tls-verify=false",
+            "localhost/bench:1",
+            &to,
+        ])?;
         buildah.run(&["rmi", "--all", "--force"])?;
         Ok(())
     })

@@ -16,6 +16,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+/// Raised when programs are filled or changed in another way.
+pub const RECIPE: &str = "1";
 const PAGE_PORT: u16 = 8080;
 const REDIS_PORT: u16 = 6379;
 /// A page of kuard is asked for fifty times a second.
@@ -56,7 +58,12 @@ impl Drop for Running {
 }
 
 /// Fills the program and begins to change it; it holds all it will hold when this returns.
-pub fn start(workload: &Workload, cluster: &Cluster, namespace: &str, tree: Option<&Path>) -> Result<Running> {
+pub fn start(
+    workload: &Workload,
+    cluster: &Cluster,
+    namespace: &str,
+    tree: Option<&Path>,
+) -> Result<Running> {
     let address = |port| address(workload.name, cluster, namespace, port);
     match workload.load {
         Load::Pages => {
@@ -158,13 +165,18 @@ fn redis(address: SocketAddr) -> Result<Running> {
             commands.push(words(["HINCRBY", &key, "visits", "1"]));
         }
         for _ in 0..READS_PER_TICK {
-            commands.push(words(["GET", &format!("document:{}", chance.below(DOCUMENTS))]));
+            commands.push(words([
+                "GET",
+                &format!("document:{}", chance.below(DOCUMENTS)),
+            ]));
         }
         // A freeze breaks the connection: the client is patient for half a second only, and connects again.
         if open.is_none() {
             open = Connection::open(address).ok();
         }
-        let done = open.as_mut().is_some_and(|open| open.ask(&commands).is_ok());
+        let done = open
+            .as_mut()
+            .is_some_and(|open| open.ask(&commands).is_ok());
         if !done {
             open = None;
         }
@@ -185,12 +197,20 @@ fn pgbench(host: IpAddr, tree: &Path) -> Result<Running> {
     };
     process::wait_for("pgbench to fill postgres", READY_WITHIN, || {
         let mut fill = command();
-        fill.args(["--initialize", "--quiet", "--scale", PGBENCH_SCALE, "postgres"]);
+        fill.args([
+            "--initialize",
+            "--quiet",
+            "--scale",
+            PGBENCH_SCALE,
+            "postgres",
+        ]);
         // Refused until postgres has started; a filling begun twice begins anew.
         Ok(process::succeed(&mut fill, PGBENCH_FILLS_WITHIN).ok())
     })?;
     let program = command()
-        .args(["--rate", "200", "--client", "4", "--time", "600", "postgres"])
+        .args([
+            "--rate", "200", "--client", "4", "--time", "600", "postgres",
+        ])
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::null())
@@ -232,8 +252,9 @@ impl Chance {
 }
 
 const SYLLABLES: [&str; 32] = [
-    "ka", "lo", "mi", "ne", "ru", "sa", "ti", "vo", "wen", "bar", "cor", "del", "fen", "gal", "hin", "jor", "lem", "mon",
-    "nor", "pel", "ques", "ras", "sil", "tor", "und", "ver", "wil", "yan", "zor", "ash", "ber", "dun",
+    "ka", "lo", "mi", "ne", "ru", "sa", "ti", "vo", "wen", "bar", "cor", "del", "fen", "gal",
+    "hin", "jor", "lem", "mon", "nor", "pel", "ques", "ras", "sil", "tor", "und", "ver", "wil",
+    "yan", "zor", "ash", "ber", "dun",
 ];
 const WORDS_OF_NOTE: usize = 105;
 

@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Raised when checkpoints are made in another way of the same program.
+/// Raised when checkpoints are taken in another way.
 const RECIPE: &str = "1";
 /// The load has found its pace by then.
 const SETTLED_AFTER: Duration = Duration::from_secs(3);
@@ -32,8 +32,8 @@ pub struct Pair {
     pub last: PathBuf,
 }
 
-/// The kept checkpoints of a program; made by `lab` when they are not there or new ones are wanted.
-pub fn of(workload: &Workload, fresh: bool, lab: impl FnOnce() -> Result<Lab>, steps: &Steps) -> Result<Pair> {
+/// The kept checkpoints of a program; made on the lab when they are not there or new ones are wanted.
+pub fn of(workload: &Workload, fresh: bool, lab: &Lab, steps: &Steps) -> Result<Pair> {
     let part = part(workload);
     if fresh && part.is_there() {
         fs::remove_dir_all(part.path()?).context("remove the kept checkpoints")?;
@@ -42,9 +42,8 @@ pub fn of(workload: &Workload, fresh: bool, lab: impl FnOnce() -> Result<Lab>, s
         steps.note(format!("{}: the kept checkpoints", workload.name));
         part.path()?
     } else {
-        let lab = lab()?;
         steps.run("checkpoint a program under load", || {
-            part.ensure(|target| make(workload, &lab, target, steps))
+            part.ensure(|target| make(workload, lab, target, steps))
                 .with_context(|| format!("checkpoint {}", workload.name))
         })?
     };
@@ -61,7 +60,7 @@ fn part(workload: &Workload) -> Part {
         [
             ("recipe", RECIPE.into()),
             ("workload", format!("{workload:?}").into_bytes()),
-            ("load", include_bytes!("load.rs").to_vec()),
+            ("load", load::RECIPE.into()),
             ("tree", tree.into_os_string().into_encoded_bytes()),
         ],
     )

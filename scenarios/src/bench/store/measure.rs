@@ -1,0 +1,220 @@
+//! The runs: both sides in turn, on the same archives and the same S3 server.
+
+use super::changed::{self, Changed, prove_equal};
+use super::ours::{Ours, Stored, Writes};
+use super::place::Place;
+use super::rounds::Pair;
+use super::theirs::Theirs;
+use crate::cache;
+use crate::state::Lab;
+use crate::steps::Steps;
+use anyhow::{Context, Result, bail};
+use std::collections::BTreeMap;
+use std::fs;
+use std::hint;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// A machine whose host takes memory back needs longer than this for a gibibyte.
+const FIRST_TOUCH_MAX: Duration = Duration::from_secs(1);
+const LOOK_AGAIN_AFTER: Duration = Duration::from_secs(5);
+const LOOKS_MAX: u32 = 6;
+/// Program that the ways of whole images and of aws are gone with; on the others they say nothing new.
+const EVERY_WAY: &str = "redis";
+
+/// What is timed, and what it is called in the table.
+pub const STEPS: &[(&str, &str)] = &[
+    ("final_source", "ours: last round, source, through S3"),
+    ("final_target", "ours: last round, target, through S3"),
+    ("engine_source", "ours: last round, source, engine alone"),
+    ("engine_target", "ours: last round, target, engine alone"),
+    ("first_source", "ours: first round, source, through S3"),
+    ("zstd", "zstd -1 -T2 of the archive"),
+    ("untar", "tar x of the archive"),
+    ("aws_first", "first round: zstd -3 -T2 | aws s3 cp -"),
+    ("aws_up", "last round: zstd -3 -T2 | aws s3 cp -"),
+    ("aws_down", "last round: aws s3 cp - | zstd -d | tar x"),
+    ("by_image", "last round: buildah, push, pull"),
+];
+
+/// What is known of a program after its runs.
+#[derive(Default)]
+pub struct Measured {
+    /// Seconds of each run, by step.
+    pub seconds: BTreeMap<&'static str, Vec<f64>>,
+    /// Pages, and exactly the changed ones under zstd.
+    pub changed: Option<Changed>,
+    /// Bytes the last round stored.
+    pub stored_bytes: u64,
+    /// Pages that the engine found changed.
+    pub stored_pages: u64,
+    /// Bytes restic's second backup added.
+    pub restic_bytes: u64,
+}
+
+/// Everything a run needs.
+pub struct Bench<'a> {
+    lab: &'a Lab,
+    runs: usize,
+    ours: Ours,
+    theirs: Theirs<'a>,
+    work: PathBuf,
+}
+
+impl<'a> Bench<'a> {
+    /// Installs and builds what is missing.
+    pub fn prepare(lab: &'a Lab, runs: usize, steps: &Steps) -> Result<Self> {
+        let work = cache::root()?.join("bench-store");
+        if work.exists() {
+            fs::remove_dir_all(&work).with_context(|| format!("clear {}", work.display()))?;
+        }
+        fs::create_dir(&work).with_context(|| format!("create {}", work.display()))?;
+        Ok(Self {
+            lab,
+            runs,
+            ours: Ours::prepare(steps)?,
+            theirs: Theirs::prepare(lab, &work, steps)?,
+            work,
+        })
+    }
+
+    /// All runs of one program.
+    pub fn measure(&self, program: &'static str, pair: &Pair, steps: &Steps) -> Result<Measured> {
+        let place = |bucket: &str| Place::make(self.lab, bucket);
+        let changed = changed::between(&pair.base, &pair.last)?;
+        let mut measured = Measured {
+            restic_bytes: self
+                .theirs
+                .restic(&pair.base, &pair.last, &place("bench-restic")?)?,
+            changed: Some(changed),
+            ..Measured::default()
+        };
+        for run in 0..=self.runs {
+            wait_for_memory(steps)?;
+            // The first one warms up.
+            let mut seconds = Seconds(BTreeMap::new());
+            self.one(program, pair, &mut seconds, &mut measured)
+                .with_context(|| format!("run {run}"))?;
+            let text: Vec<String> = seconds
+                .0
+                .iter()
+                .map(|(step, took)| format!("{step} {took:.3}"))
+                .collect();
+            steps.note(format!(
+                "{program} run {run} of {}: {}",
+                self.runs,
+                text.join(", ")
+            ));
+            if run > 0 {
+                for (step, took) in seconds.0 {
+                    measured.seconds.entry(step).or_default().push(took);
+                }
+            }
+        }
+        Ok(measured)
+    }
+
+    /// Each way once, ours and theirs in turn.
+    fn one(
+        &self,
+        program: &str,
+        pair: &Pair,
+        seconds: &mut Seconds,
+        measured: &mut Measured,
+    ) -> Result<()> {
+        let every_way = program == EVERY_WAY;
+        let (first, last) = (
+            self.work.join("first.manifest"),
+            self.work.join("last.manifest"),
+        );
+        let base = Stored {
+            archive: &pair.base,
+            manifest: &first,
+        };
+        let place = Place::make(self.lab, "bench-ours")?;
+        let captured = self.ours.capture(&pair.base, None, &first, Some(&place))?;
+        seconds.took("first_source", captured.seconds.total);
+        if every_way {
+            let aws = self
+                .theirs
+                .through_aws(&pair.base, &Place::make(self.lab, "bench-aws")?)?;
+            seconds.took("aws_first", aws.up);
+        }
+        let captured = self
+            .ours
+            .capture(&pair.last, Some(base), &last, Some(&place))?;
+        seconds.took("final_source", captured.seconds.total);
+        measured.stored_bytes = captured.stored_bytes;
+        measured.stored_pages = captured.changed_pages;
+        seconds.took("zstd", self.theirs.zstd(&pair.last)?);
+        let restored = self
+            .ours
+            .restore(&last, Some(base), Writes::New, Some(&place))?;
+        seconds.took("final_target", restored.seconds.total);
+        seconds.took("untar", self.theirs.untar(&pair.last)?);
+        self.prove(&last, base, &pair.last, &place)?;
+        if every_way {
+            let aws = self
+                .theirs
+                .through_aws(&pair.last, &Place::make(self.lab, "bench-aws")?)?;
+            seconds.took("aws_up", aws.up);
+            seconds.took("aws_down", aws.down);
+            seconds.took("by_image", self.theirs.by_image(&pair.last)?);
+        }
+        Ok(())
+    }
+
+    /// What was stored comes back byte for byte, with its base there and without.
+    fn prove(&self, manifest: &Path, base: Stored, archive: &Path, place: &Place) -> Result<()> {
+        let back = self.work.join("restored.tar");
+        for (manifest, base, archive) in [
+            (base.manifest, None, base.archive),
+            (manifest, Some(base), archive),
+        ] {
+            self.ours
+                .restore(manifest, base, Writes::All(&back), Some(place))?;
+            prove_equal(archive, &back).context("compare what was restored")?;
+            fs::remove_file(&back).context("remove what was restored")?;
+        }
+        Ok(())
+    }
+}
+
+/// Seconds of one run, by step.
+struct Seconds(BTreeMap<&'static str, f64>);
+
+impl Seconds {
+    fn took(&mut self, step: &'static str, seconds: f64) {
+        self.0.insert(step, seconds);
+    }
+}
+
+/// Waits until the machine gives memory at its usual speed; else every figure would be its host's.
+fn wait_for_memory(steps: &Steps) -> Result<()> {
+    for _ in 0..LOOKS_MAX {
+        let took = first_touch();
+        if took <= FIRST_TOUCH_MAX {
+            return Ok(());
+        }
+        steps.note(format!(
+            "the machine takes {:.1} s for a gibibyte of memory: waiting",
+            took.as_secs_f64()
+        ));
+        thread::sleep(LOOK_AGAIN_AFTER);
+    }
+    bail!(
+        "the machine is too busy to measure anything: a gibibyte of memory takes longer than a second"
+    )
+}
+
+fn first_touch() -> Duration {
+    const BYTES: usize = 1 << 30;
+    let began = Instant::now();
+    let mut memory = vec![0u8; BYTES];
+    for page in memory.chunks_mut(4096) {
+        page[0] = 1;
+    }
+    hint::black_box(&memory);
+    began.elapsed()
+}
