@@ -41,6 +41,7 @@ mod site;
 mod state;
 mod status;
 mod steps;
+mod stores;
 mod stories;
 mod test;
 mod up;
@@ -125,6 +126,9 @@ enum Verb {
         /// Leave the workspace's own tests out.
         #[arg(long)]
         stories_only: bool,
+        /// Only the store's tests, on a real S3 server of this kind.
+        #[arg(long, conflicts_with_all = ["stories", "stories_only"])]
+        store: Option<stores::Kind>,
     },
     /// Break everything in every phase of a migration, and judge what a client saw.
     Faults {
@@ -222,8 +226,12 @@ fn run(name: &str, command: Verb) -> Result<ExitCode> {
             deploy::deploy(&Lab::expect(name)?, Some(&store), &Steps::start())?;
         }
         Verb::Test {
+            store: Some(kind), ..
+        } => return stores::test(kind),
+        Verb::Test {
             stories,
             stories_only,
+            store: None,
         } => return test::test(name, &stories, stories_only),
         Verb::Faults { cells, json } => return test::faults(name, &cells, json.as_deref()),
         Verb::Bench {

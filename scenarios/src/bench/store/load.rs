@@ -79,10 +79,9 @@ pub fn start(
         Load::Redis => redis(address(REDIS_PORT)?),
         Load::Itself => {
             process::wait_for("the program to be ready", READY_WITHIN, || {
-                Ok(log(workload, cluster, namespace)?
-                    .lines()
-                    .any(|line| line == "ready")
-                    .then_some(()))
+                // There is no log before there is a container.
+                let log = log(workload, cluster, namespace).unwrap_or_default();
+                Ok(log.lines().any(|line| line == "ready").then_some(()))
             })?;
             Ok(Running {
                 stop: Arc::default(),
