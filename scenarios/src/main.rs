@@ -171,6 +171,9 @@ enum Bench {
         /// How often each way is gone.
         #[arg(long, default_value = "5", value_parser = bench::check_runs)]
         runs: usize,
+        /// What is moved: kuard of 64 MiB, or redis of a gibibyte.
+        #[arg(long, default_value = "kuard", value_parser = bench::Subject::named)]
+        pod: bench::Subject,
     },
     /// The page store beside restic, zstd, aws and buildah, on checkpoints of real programs.
     Store(bench::StoreOptions),
@@ -235,8 +238,8 @@ fn run(name: &str, command: Verb) -> Result<ExitCode> {
         } => return test::test(name, &stories, stories_only),
         Verb::Faults { cells, json } => return test::faults(name, &cells, json.as_deref()),
         Verb::Bench {
-            what: Bench::Pod { json, runs },
-        } => bench::pod(name, runs, json.as_deref())?,
+            what: Bench::Pod { json, runs, pod },
+        } => bench::pod(name, &pod, runs, json.as_deref())?,
         Verb::Bench {
             what: Bench::Store(options),
         } => bench::store(name, &options)?,

@@ -16,10 +16,15 @@ pub struct Connection(BufReader<TcpStream>);
 impl Connection {
     /// Connects.
     pub fn open(address: SocketAddr) -> Result<Self> {
-        let stream = TcpStream::connect_timeout(&address, ANSWER_WITHIN)
+        Self::open_for(address, ANSWER_WITHIN)
+    }
+
+    /// Connects, and waits for an answer this long.
+    pub fn open_for(address: SocketAddr, patience: Duration) -> Result<Self> {
+        let stream = TcpStream::connect_timeout(&address, patience)
             .with_context(|| format!("connect to redis at {address}"))?;
-        stream.set_read_timeout(Some(ANSWER_WITHIN))?;
-        stream.set_write_timeout(Some(ANSWER_WITHIN))?;
+        stream.set_read_timeout(Some(patience))?;
+        stream.set_write_timeout(Some(patience))?;
         stream.set_nodelay(true)?;
         Ok(Self(BufReader::new(stream)))
     }

@@ -3,8 +3,12 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-uid_t geteuid(void) {
+static uid_t owner(void) {
     struct stat data;
     const char *path = getenv("PGDATA");
-    return path != NULL && stat(path, &data) == 0 ? data.st_uid : getuid();
+    return path != NULL && stat(path, &data) == 0 ? data.st_uid : 0;
 }
+
+uid_t getuid(void) { return owner(); }
+
+uid_t geteuid(void) { return owner(); }

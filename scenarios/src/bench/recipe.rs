@@ -5,7 +5,8 @@
 //! it has ended. Two things are made easy for it: the registry is on this machine, and the client learns the copy's
 //! address as quickly as ours.
 
-use super::pod::{NAMESPACE, POD, PORT};
+use super::pod::NAMESPACE;
+use super::subject::Subject;
 use crate::certificates::Pki;
 use crate::client::Client;
 use crate::cluster::Cluster;
@@ -23,11 +24,11 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-const COPY: &str = "kuard-copy";
-const BUILT: &str = "localhost/kuard/checkpoint-image:latest";
-const PUSHED: &str = "kuard/checkpoint-image:latest";
+const COPY: &str = "copy";
+const BUILT: &str = "localhost/bench/checkpoint-image:latest";
+const PUSHED: &str = "bench/checkpoint-image:latest";
 const KUBELET_PORT: u16 = 10250;
-const STEP_WITHIN: Duration = Duration::from_secs(120);
+const STEP_WITHIN: Duration = Duration::from_secs(240);
 
 /// Seconds that each step took.
 pub struct Taken {
@@ -75,16 +76,16 @@ impl Recipe {
     }
 
     /// Follows the recipe for the pod on node1: its copy answers on node2 at the end.
-    pub fn follow(&self, lab: &Lab, cluster: &Cluster) -> Result<Taken> {
+    pub fn follow(&self, lab: &Lab, cluster: &Cluster, subject: &Subject) -> Result<Taken> {
         let mut clock = Clock(Instant::now());
-        let archive = checkpoint(lab, POD)?;
+        let archive = checkpoint(lab, subject.name)?;
         let checkpoint = clock.lap();
-        self.build(&[&archive])?;
+        self.build(subject.name, &[&archive])?;
         let build = clock.lap();
         self.push(lab)?;
         let push = clock.lap();
-        run_copy(cluster)?;
-        let client = Client::start(cluster, NAMESPACE, COPY, (PORT, "/"))?;
+        run_copy(cluster, subject)?;
+        let client = Client::asking(cluster, NAMESPACE, COPY, subject.port, subject.ask)?;
         client.wait_for("the copy's first answer", |_| true)?;
         let pod = clock.lap();
         fs::remove_file(&archive).with_context(|| format!("remove {}", archive.display()))?;
@@ -97,8 +98,8 @@ impl Recipe {
         })
     }
 
-    /// Makes an image of files and of what archives hold.
-    pub fn build(&self, content: &[&Path]) -> Result<()> {
+    /// Makes a checkpoint image of a container, of files and of what archives hold.
+    pub fn build(&self, name: &str, content: &[&Path]) -> Result<()> {
         let container = self.run(&["from", "scratch"])?;
         let container = container.trim();
         for file in content {
@@ -107,8 +108,8 @@ impl Recipe {
         }
         // The first name is CRI-O's, the second is the one containerd looks for.
         let names = [
-            format!("--annotation=io.kubernetes.cri-o.annotations.checkpoint.name={POD}"),
-            format!("--annotation=org.criu.checkpoint.container.name={POD}"),
+            format!("--annotation=io.kubernetes.cri-o.annotations.checkpoint.name={name}"),
+            format!("--annotation=org.criu.checkpoint.container.name={name}"),
         ];
         self.run(&["config", &names[0], &names[1], container])?;
         self.run(&["commit", "--quiet", "--rm", container, BUILT])?;
@@ -190,12 +191,12 @@ pub fn checkpoint(lab: &Lab, pod: &str) -> Result<PathBuf> {
     node::path_from_host(lab, 1, path)
 }
 
-fn run_copy(cluster: &Cluster) -> Result<()> {
+fn run_copy(cluster: &Cluster, subject: &Subject) -> Result<()> {
     let image = format!("localhost:{REGISTRY_PORT}/{PUSHED}");
     let place = serde_json::json!({"spec": {
         "nodeName": "node2", "terminationGracePeriodSeconds": 1,
         // As the checkpoint names it: `kubectl run` would call the container after the pod.
-        "containers": [{"name": POD, "image": image}],
+        "containers": [{"name": subject.name, "image": image}],
     }});
     cluster.run(&[
         "--namespace",

@@ -22,7 +22,7 @@ const PACKAGES: &[&str] = &[
     "gcc",
     "libc6-dev",
 ];
-const NUMBERS: &str = include_str!("../../../lab/bench/numbers.py");
+const WEIGHTS: &str = include_str!("../../../lab/bench/weights.py");
 const CHURN: &str = include_str!("../../../lab/bench/Churn.java");
 const OWNER: &str = include_str!("../../../lab/bench/owner.c");
 /// Raised when the tree is made in another way from the same packages and sources.
@@ -54,7 +54,7 @@ pub fn part() -> Part {
         [
             ("recipe", RECIPE.into()),
             ("packages", PACKAGES.join(",").into_bytes()),
-            ("numbers", NUMBERS.into()),
+            ("weights", WEIGHTS.into()),
             ("churn", CHURN.into()),
             ("owner", OWNER.into()),
             ("finish", FINISH.into()),
@@ -76,7 +76,7 @@ fn make(target: &Path) -> Result<()> {
     let folder = target.join("bench");
     fs::create_dir(&folder).context("create the tree's folder of ours")?;
     for (name, text) in [
-        ("numbers.py", NUMBERS),
+        ("weights.py", WEIGHTS),
         ("Churn.java", CHURN),
         ("owner.c", OWNER),
     ] {

@@ -135,23 +135,7 @@ fn repeat(every: Duration, mut tick: impl FnMut() -> bool + Send + 'static) -> R
 }
 
 fn redis(address: SocketAddr) -> Result<Running> {
-    let mut chance = Chance(1);
-    let mut connection = process::wait_for("redis to answer", READY_WITHIN, || {
-        Ok(Connection::open(address).ok())
-    })?;
-    for first in (0..DOCUMENTS).step_by(FILLED_AT_ONCE as usize) {
-        let last = DOCUMENTS.min(first + FILLED_AT_ONCE);
-        let sets: Vec<_> = (first..last)
-            .map(|key| words(["SET", &format!("document:{key}"), &document(&mut chance)]))
-            .collect();
-        connection.ask(&sets).context("fill redis")?;
-    }
-    for first in (0..COUNTERS).step_by(FILLED_AT_ONCE as usize) {
-        let counts: Vec<_> = (first..COUNTERS.min(first + FILLED_AT_ONCE))
-            .map(|key| words(["HINCRBY", &format!("counter:{key}"), "visits", "1"]))
-            .collect();
-        connection.ask(&counts).context("fill redis")?;
-    }
+    let (connection, mut chance) = fill_redis(address)?;
     let mut open = Some(connection);
     Ok(repeat(TICK, move || {
         let mut commands = Vec::new();
@@ -181,6 +165,28 @@ fn redis(address: SocketAddr) -> Result<Running> {
         }
         done
     }))
+}
+
+/// Puts all documents and counters into a redis.
+pub fn fill_redis(address: SocketAddr) -> Result<(Connection, Chance)> {
+    let mut chance = Chance(1);
+    let mut connection = process::wait_for("redis to answer", READY_WITHIN, || {
+        Ok(Connection::open(address).ok())
+    })?;
+    for first in (0..DOCUMENTS).step_by(FILLED_AT_ONCE as usize) {
+        let last = DOCUMENTS.min(first + FILLED_AT_ONCE);
+        let sets: Vec<_> = (first..last)
+            .map(|key| words(["SET", &format!("document:{key}"), &document(&mut chance)]))
+            .collect();
+        connection.ask(&sets).context("fill redis")?;
+    }
+    for first in (0..COUNTERS).step_by(FILLED_AT_ONCE as usize) {
+        let counts: Vec<_> = (first..COUNTERS.min(first + FILLED_AT_ONCE))
+            .map(|key| words(["HINCRBY", &format!("counter:{key}"), "visits", "1"]))
+            .collect();
+        connection.ask(&counts).context("fill redis")?;
+    }
+    Ok((connection, chance))
 }
 
 fn pgbench(host: IpAddr, tree: &Path) -> Result<Running> {
@@ -234,7 +240,7 @@ impl Running {
 }
 
 /// Numbers that are the same in every run (splitmix64).
-struct Chance(u64);
+pub struct Chance(u64);
 
 impl Chance {
     fn next(&mut self) -> u64 {

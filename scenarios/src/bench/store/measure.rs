@@ -1,7 +1,7 @@
 //! The runs: both sides in turn, on the same archives and the same S3 server.
 
 use super::changed::{self, Changed, prove_equal};
-use super::ours::{Ours, Stored, Writes};
+use super::ours::{Captured, Objects, Ours, Stored};
 use super::place::Place;
 use super::rounds::Pair;
 use super::theirs::Theirs;
@@ -30,6 +30,7 @@ pub const STEPS: &[(&str, &str)] = &[
     ("engine_source", "ours: last round, source, engine alone"),
     ("engine_target", "ours: last round, target, engine alone"),
     ("first_source", "ours: first round, source, through S3"),
+    ("first_target", "ours: first round, target, through S3"),
     ("zstd", "zstd -1 -T2 of the archive"),
     ("untar", "tar x of the archive"),
     ("aws_first", "first round: zstd -3 -T2 | aws s3 cp -"),
@@ -124,40 +125,47 @@ impl<'a> Bench<'a> {
         measured: &mut Measured,
     ) -> Result<()> {
         let every_way = program == EVERY_WAY;
-        let (first, last) = (
-            self.work.join("first.manifest"),
-            self.work.join("last.manifest"),
-        );
+        let place = Place::make(self.lab, "bench-ours")?;
+        let aws_place = Place::make(self.lab, "bench-aws")?;
+        let first = self.work.join("first.manifest");
         let base = Stored {
             archive: &pair.base,
             manifest: &first,
         };
-        let place = Place::make(self.lab, "bench-ours")?;
-        let captured = self.ours.capture(&pair.base, None, &first, Some(&place))?;
-        seconds.took("first_source", captured.seconds.total);
-        if every_way {
-            let aws = self
-                .theirs
-                .through_aws(&pair.base, &Place::make(self.lab, "bench-aws")?)?;
-            seconds.took("aws_first", aws.up);
-        }
         let captured = self
             .ours
-            .capture(&pair.last, Some(base), &last, Some(&place))?;
-        seconds.took("final_source", captured.seconds.total);
+            .capture(&pair.base, None, &first, Objects::S3(&place))?;
+        seconds.took("first_source", captured.seconds.total);
+        if every_way {
+            let aws = self.theirs.through_aws(&pair.base, &aws_place)?;
+            seconds.took("aws_first", aws.up);
+        }
+        seconds.took(
+            "first_target",
+            self.restored(&first, None, &pair.base, Objects::S3(&place))?,
+        );
+        let captured = self.last(
+            pair,
+            base,
+            Objects::S3(&place),
+            ["final_source", "final_target"],
+            seconds,
+        )?;
         measured.stored_bytes = captured.stored_bytes;
         measured.stored_pages = captured.changed_pages;
         seconds.took("zstd", self.theirs.zstd(&pair.last)?);
-        let restored = self
-            .ours
-            .restore(&last, Some(base), Writes::New, Some(&place))?;
-        seconds.took("final_target", restored.seconds.total);
+        let folder = self.work.join("objects");
+        self.last(
+            pair,
+            base,
+            Objects::Folder(&folder),
+            ["engine_source", "engine_target"],
+            seconds,
+        )?;
+        fs::remove_dir_all(&folder).context("remove the objects")?;
         seconds.took("untar", self.theirs.untar(&pair.last)?);
-        self.prove(&last, base, &pair.last, &place)?;
         if every_way {
-            let aws = self
-                .theirs
-                .through_aws(&pair.last, &Place::make(self.lab, "bench-aws")?)?;
+            let aws = self.theirs.through_aws(&pair.last, &aws_place)?;
             seconds.took("aws_up", aws.up);
             seconds.took("aws_down", aws.down);
             seconds.took("by_image", self.theirs.by_image(&pair.last)?);
@@ -165,19 +173,42 @@ impl<'a> Bench<'a> {
         Ok(())
     }
 
-    /// What was stored comes back byte for byte, with its base there and without.
-    fn prove(&self, manifest: &Path, base: Stored, archive: &Path, place: &Place) -> Result<()> {
-        let back = self.work.join("restored.tar");
-        for (manifest, base, archive) in [
-            (base.manifest, None, base.archive),
-            (manifest, Some(base), archive),
-        ] {
-            self.ours
-                .restore(manifest, base, Writes::All(&back), Some(place))?;
-            prove_equal(archive, &back).context("compare what was restored")?;
-            fs::remove_file(&back).context("remove what was restored")?;
+    /// The last round, there and back.
+    fn last(
+        &self,
+        pair: &Pair,
+        base: Stored,
+        objects: Objects,
+        [source, target]: [&'static str; 2],
+        seconds: &mut Seconds,
+    ) -> Result<Captured> {
+        let manifest = self.work.join("last.manifest");
+        let captured = self
+            .ours
+            .capture(&pair.last, Some(base), &manifest, objects)?;
+        seconds.took(source, captured.seconds.total);
+        seconds.took(
+            target,
+            self.restored(&manifest, Some(base), &pair.last, objects)?,
+        );
+        Ok(captured)
+    }
+
+    /// Seconds of a restore, whose archive is proved to be the one that was stored.
+    fn restored(
+        &self,
+        manifest: &Path,
+        base: Option<Stored>,
+        archive: &Path,
+        objects: Objects,
+    ) -> Result<f64> {
+        let (new, out) = (self.work.join("new"), self.work.join("restored.tar"));
+        let restored = self.ours.restore(manifest, base, (&new, &out), objects)?;
+        prove_equal(archive, &out).context("compare what was restored")?;
+        for file in [new, out] {
+            fs::remove_file(file).context("remove what was restored")?;
         }
-        Ok(())
+        Ok(restored.seconds.total)
     }
 }
 

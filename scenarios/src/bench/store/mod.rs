@@ -11,7 +11,7 @@
 
 mod changed;
 mod image;
-mod load;
+pub mod load;
 mod measure;
 mod ours;
 mod place;

@@ -62,13 +62,13 @@ pub struct RestoreSeconds {
     pub total: f64,
 }
 
-/// What a restore writes.
+/// Where objects are kept.
 #[derive(Clone, Copy)]
-pub enum Writes<'a> {
-    /// What is new, as a worker does that has the base.
-    New,
-    /// The whole archive.
-    All(&'a Path),
+pub enum Objects<'a> {
+    /// On the lab's S3 server.
+    S3(&'a Place),
+    /// In a folder: what remains is the engine.
+    Folder(&'a Path),
 }
 
 impl Ours {
@@ -93,39 +93,36 @@ impl Ours {
         archive: &Path,
         base: Option<Stored>,
         manifest_out: &Path,
-        place: Option<&Place>,
+        objects: Objects,
     ) -> Result<Captured> {
-        let mut command = self.command("capture", place);
+        let mut command = self.command("capture", objects);
         command.arg("--archive").arg(archive);
         add_base(&mut command, base);
         command.arg("--manifest-out").arg(manifest_out);
         answer(&mut command)
     }
 
-    /// Fetches, verifies and decodes an archive.
+    /// Fetches, verifies and decodes what is new into the file `new`, as a worker does; then, with the clock stopped,
+    /// writes the whole archive into `out`.
     pub fn restore(
         &self,
         manifest: &Path,
         base: Option<Stored>,
-        writes: Writes,
-        place: Option<&Place>,
+        (new, out): (&Path, &Path),
+        objects: Objects,
     ) -> Result<Restored> {
-        let mut command = self.command("restore", place);
+        let mut command = self.command("restore", objects);
         command.arg("--manifest").arg(manifest);
         add_base(&mut command, base);
-        match writes {
-            Writes::New => command.arg("--no-out"),
-            Writes::All(file) => command.arg("--out").arg(file),
-        };
+        command.arg("--new").arg(new).arg("--out").arg(out);
         answer(&mut command)
     }
 
-    /// Without a place it keeps objects in memory.
-    fn command(&self, verb: &str, place: Option<&Place>) -> Command {
+    fn command(&self, verb: &str, objects: Objects) -> Command {
         let mut command = Command::new(&self.program);
-        match place {
-            Some(place) => command.envs(place.environment()),
-            None => command.arg("local"),
+        match objects {
+            Objects::S3(place) => command.envs(place.environment()),
+            Objects::Folder(folder) => command.arg("--local").arg(folder),
         };
         command.arg(verb);
         command

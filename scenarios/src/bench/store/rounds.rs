@@ -54,7 +54,11 @@ pub fn of(workload: &Workload, fresh: bool, lab: &Lab, steps: &Steps) -> Result<
 }
 
 fn part(workload: &Workload) -> Part {
-    let tree = image::part().path().unwrap_or_default();
+    let tree = if workload.needs_image() {
+        image::part().path().unwrap_or_default()
+    } else {
+        PathBuf::new()
+    };
     Part::new(
         "bench-checkpoints",
         [

@@ -114,7 +114,7 @@ impl<'a> Theirs<'a> {
         let other = self.work.join("run");
         fs::write(&other, format!("{:?}", Instant::now())).context("make every image another")?;
         let began = Instant::now();
-        self.source.build(&[archive, &other])?;
+        self.source.build("redis", &[archive, &other])?;
         self.source.push(self.lab)?;
         self.target.pull(self.lab)?;
         let took = began.elapsed().as_secs_f64();

@@ -66,7 +66,7 @@ pub const ALL: &[Workload] = &[
     Workload {
         name: "numpy",
         image: IMAGE,
-        command: &["/usr/bin/python3", "/bench/numbers.py"],
+        command: &["/usr/bin/python3", "/bench/weights.py"],
         environment: &[("OPENBLAS_NUM_THREADS", "1")],
         load: Load::Itself,
         rounds: 2,
@@ -82,7 +82,7 @@ pub const ALL: &[Workload] = &[
             "-Xms1g",
             "-Xmx1g",
             // A young generation that fills up between two rounds.
-            "-Xmn64m",
+            "-Xmn160m",
             "-Xlog:gc",
             "-cp",
             "/bench",
@@ -103,6 +103,8 @@ pub const ALL: &[Workload] = &[
             "shared_buffers=256MB",
             "-c",
             "listen_addresses=*",
+            "-c",
+            "unix_socket_directories=/tmp",
         ],
         environment: &[("PGDATA", "/bench/data"), ("LD_PRELOAD", "/bench/owner.so")],
         load: Load::Pgbench,
