@@ -71,6 +71,15 @@ impl Drop for Running {
 
 /// Runs the tests on a server of that kind.
 pub fn test(kind: Kind) -> Result<ExitCode> {
+    Ok(if check(kind)? {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+/// The same; whether they passed.
+pub fn check(kind: Kind) -> Result<bool> {
     let steps = Steps::start();
     let folder = Folder::make(kind)?;
     let server = match kind {
@@ -106,11 +115,7 @@ pub fn test(kind: Kind) -> Result<ExitCode> {
         child.0.id(),
         if status.success() { "passed" } else { "FAILED" }
     );
-    Ok(if status.success() {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
+    Ok(status.success())
 }
 
 /// What a server keeps; removed when dropped.

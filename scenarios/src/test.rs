@@ -1,5 +1,5 @@
-//! `lab test`: every test there is. First `cargo test --workspace` and the simulator, which need neither root nor a
-//! cluster; then the stories on a real one. The last line counts them together.
+//! `lab test`: every test there is. First `cargo test --workspace`, the simulator and the store's tests on the lab's S3
+//! server, which need neither root nor a cluster; then the stories on a real one. The last line counts them together.
 
 use std::{
     io::{BufRead, BufReader},
@@ -13,6 +13,7 @@ use crate::{
     cache, deploy, down, machine, sim,
     state::Lab,
     steps::Steps,
+    stores,
     stories::{self, Told},
     up,
 };
@@ -43,6 +44,12 @@ pub fn test(name: &str, wanted: &[String], stories_only: bool) -> Result<ExitCod
             counted.passed += 1;
         } else {
             broken.push("the simulator found a violation".to_owned());
+        }
+        println!("the worker's store on the lab's S3 server:");
+        if stores::check(stores::Kind::Embedded)? {
+            counted.passed += 1;
+        } else {
+            broken.push("the worker's store failed on the lab's S3 server".to_owned());
         }
     }
     let stories = stories::all();
