@@ -5,14 +5,17 @@
 
 use crate::bench::recipe::Recipe;
 use crate::cache::{Part, run_logged};
+use crate::http;
 use crate::parts;
-use crate::site::REGISTRY_PORT;
+use crate::site::{REGISTRY_NAME, REGISTRY_PORT};
 use crate::state::Lab;
 use crate::steps::Steps;
 use anyhow::{Context, Result};
 use std::fs;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 const PACKAGES: &[&str] = &[
     "python3-numpy",
@@ -25,6 +28,8 @@ const PACKAGES: &[&str] = &[
 const WEIGHTS: &str = include_str!("../../../lab/bench/weights.py");
 const CHURN: &str = include_str!("../../../lab/bench/Churn.java");
 const OWNER: &str = include_str!("../../../lab/bench/owner.c");
+const REPOSITORY: &str = "bench";
+const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 /// Raised when the tree is made in another way from the same packages and sources.
 const RECIPE: &str = "1";
 /// Compiles ours inside the tree, gives postgres a name without its version, and makes an empty database. Its owner is
@@ -90,23 +95,30 @@ fn make(target: &Path) -> Result<()> {
     run_logged("bench-tree", &mut finish).context("finish the tree of Debian's programs")
 }
 
-/// Brings the image into the lab's registry.
+/// The image's name as nodes know it. A tree of another making is another image: nodes keep what they have pulled.
+pub fn name() -> String {
+    format!("{REGISTRY_NAME}/{REPOSITORY}:{}", part().key())
+}
+
+/// Brings the image into the lab's registry, unless it is there.
 pub fn push(lab: &Lab, tree: &Path, steps: &Steps) -> Result<()> {
+    let (gateway, tag) = (lab.site.gateway(), part().key().to_owned());
+    let tags = format!("/v2/{REPOSITORY}/tags/list");
+    let known = http::get(SocketAddr::from((gateway, REGISTRY_PORT)), &tags, ANSWER_WITHIN)
+        .context("ask the lab's registry for its images")?;
+    if known.status == 200 && known.text().contains(&tag) {
+        return Ok(());
+    }
     let buildah = Recipe::prepare(lab, steps)?;
     steps.run("push the image of Debian's programs", || {
         let container = buildah.run(&["from", "scratch"])?;
         let container = container.trim();
         let from = tree.display().to_string();
+        let built = format!("localhost/{REPOSITORY}:{tag}");
         buildah.run(&["add", "--quiet", container, &from, "/"])?;
-        buildah.run(&["commit", "--quiet", "--rm", container, "localhost/bench:1"])?;
-        let to = format!("docker://{}:{REGISTRY_PORT}/bench:1", lab.site.gateway());
-        buildah.run(&[
-            "push",
-            "--quiet",
-            "--tls-verify=false",
-            "localhost/bench:1",
-            &to,
-        ])?;
+        buildah.run(&["commit", "--quiet", "--rm", container, &built])?;
+        let to = format!("docker://{gateway}:{REGISTRY_PORT}/{REPOSITORY}:{tag}");
+        buildah.run(&["push", "--quiet", "--tls-verify=false", &built, &to])?;
         buildah.run(&["rmi", "--all", "--force"])?;
         Ok(())
     })

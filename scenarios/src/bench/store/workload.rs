@@ -3,12 +3,13 @@
 //! Each holds about a gibibyte (kuard two megabytes, for what a small pod costs) and is changed at a fixed rate, so
 //! that a round a few seconds after another differs from it as that of a busy service does.
 
+use super::image;
 use crate::workloads::{KUARD, REDIS};
 use serde_json::{Value, json};
 use std::time::Duration;
 
-/// The image with Debian's Python, Java and postgres; see `image`.
-pub const IMAGE: &str = "registry.lab:5000/bench:1";
+/// Instead of an image's name: the one that `image` makes.
+const IMAGE: &str = "";
 
 /// Who changes it while it runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -127,8 +128,13 @@ impl Workload {
             .iter()
             .map(|(name, value)| json!({"name": name, "value": value}))
             .collect();
+        let image = if self.needs_image() {
+            image::name()
+        } else {
+            self.image.to_owned()
+        };
         let mut container = json!({
-            "name": self.name, "image": self.image, "env": environment, "imagePullPolicy": "IfNotPresent",
+            "name": self.name, "image": image, "env": environment, "imagePullPolicy": "IfNotPresent",
         });
         if !self.command.is_empty() {
             container["command"] = json!(self.command);
