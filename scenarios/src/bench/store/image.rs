@@ -104,8 +104,12 @@ pub fn name() -> String {
 pub fn push(lab: &Lab, tree: &Path, steps: &Steps) -> Result<()> {
     let (gateway, tag) = (lab.site.gateway(), part().key().to_owned());
     let tags = format!("/v2/{REPOSITORY}/tags/list");
-    let known = http::get(SocketAddr::from((gateway, REGISTRY_PORT)), &tags, ANSWER_WITHIN)
-        .context("ask the lab's registry for its images")?;
+    let known = http::get(
+        SocketAddr::from((gateway, REGISTRY_PORT)),
+        &tags,
+        ANSWER_WITHIN,
+    )
+    .context("ask the lab's registry for its images")?;
     if known.status == 200 && known.text().contains(&tag) {
         return Ok(());
     }

@@ -51,6 +51,12 @@ pub struct Options {
     /// Take new checkpoints, whether there are some or not
     #[arg(long)]
     fresh: bool,
+    /// Measure this build of the worker's example page_store, and not the one of this checkout
+    #[arg(long, value_name = "PROGRAM")]
+    page_store: Option<PathBuf>,
+    /// Measure on a machine that is too busy for it, too; the table says how many runs that was
+    #[arg(long)]
+    busy: bool,
 }
 
 /// Measures, prints the table and writes the figures.
@@ -60,6 +66,8 @@ pub fn bench(name: &str, options: &Options) -> Result<()> {
         runs,
         json,
         fresh,
+        page_store,
+        busy,
     } = options;
     let wanted = wanted(only)?;
     let steps = Steps::start();
@@ -70,7 +78,7 @@ pub fn bench(name: &str, options: &Options) -> Result<()> {
         .into_iter()
         .map(|workload| Ok((workload, rounds::of(workload, *fresh, &lab, &steps)?)))
         .collect::<Result<_>>()?;
-    let bench = Bench::prepare(&lab, *runs, &steps)?;
+    let bench = Bench::prepare(&lab, *runs, page_store.as_deref(), *busy, &steps)?;
     let mut measured = Vec::new();
     for (workload, pair) in pairs {
         let told = bench

@@ -72,8 +72,12 @@ pub enum Objects<'a> {
 }
 
 impl Ours {
-    /// Builds it.
-    pub fn prepare(steps: &Steps) -> Result<Self> {
+    /// Builds it, unless there is one.
+    pub fn prepare(built: Option<&Path>, steps: &Steps) -> Result<Self> {
+        if let Some(program) = built {
+            let program = program.to_owned();
+            return Ok(Self { program });
+        }
         steps.run("build the page store", || {
             let mut command = Command::new("cargo");
             command

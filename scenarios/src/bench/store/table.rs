@@ -189,6 +189,13 @@ fn describe(text: &mut String, program: &str, measured: &Measured) {
             mib(measured.restic_bytes)
         );
     }
+    if measured.busy_runs > 0 {
+        let _ = writeln!(
+            text,
+            "  {} of the runs began on a machine that takes longer than a second for a gibibyte of memory: NOT BY THE RULES",
+            measured.busy_runs
+        );
+    }
     for (step, says) in STEPS {
         if let Some(took) = measured.seconds.get(step) {
             let _ = writeln!(text, "  {says:<48} {:>9.3} s", median(took));
