@@ -28,6 +28,9 @@ const PACKAGES: &[&str] = &[
 const WEIGHTS: &str = include_str!("../../../lab/bench/weights.py");
 const CHURN: &str = include_str!("../../../lab/bench/Churn.java");
 const OWNER: &str = include_str!("../../../lab/bench/owner.c");
+/// Raised when the image is made in another way of the same tree.
+const IMAGE_RECIPE: &str = "2";
+const DATA: &str = "bench/data";
 const REPOSITORY: &str = "bench";
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 /// Raised when the tree is made in another way from the same packages and sources.
@@ -97,12 +100,16 @@ fn make(target: &Path) -> Result<()> {
 
 /// The image's name as nodes know it. A tree of another making is another image: nodes keep what they have pulled.
 pub fn name() -> String {
-    format!("{REGISTRY_NAME}/{REPOSITORY}:{}", part().key())
+    format!("{REGISTRY_NAME}/{REPOSITORY}:{}", tag())
+}
+
+fn tag() -> String {
+    format!("{}-{IMAGE_RECIPE}", part().key())
 }
 
 /// Brings the image into the lab's registry, unless it is there.
 pub fn push(lab: &Lab, tree: &Path, steps: &Steps) -> Result<()> {
-    let (gateway, tag) = (lab.site.gateway(), part().key().to_owned());
+    let (gateway, tag) = (lab.site.gateway(), tag());
     let tags = format!("/v2/{REPOSITORY}/tags/list");
     let known = http::get(
         SocketAddr::from((gateway, REGISTRY_PORT)),
@@ -120,6 +127,10 @@ pub fn push(lab: &Lab, tree: &Path, steps: &Steps) -> Result<()> {
         let from = tree.display().to_string();
         let built = format!("localhost/{REPOSITORY}:{tag}");
         buildah.run(&["add", "--quiet", container, &from, "/"])?;
+        // To buildah all is root's; the database must not be.
+        let data = format!("{from}/{DATA}");
+        let owner = "--chown=postgres:postgres";
+        buildah.run(&["add", "--quiet", owner, container, &data, &format!("/{DATA}")])?;
         buildah.run(&["commit", "--quiet", "--rm", container, &built])?;
         let to = format!("docker://{gateway}:{REGISTRY_PORT}/{REPOSITORY}:{tag}");
         buildah.run(&["push", "--quiet", "--tls-verify=false", &built, &to])?;
