@@ -18,13 +18,15 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::{
     manifest::{Pack, Packed},
     spans::{Traffic, now_unix_ns},
-    store::{Store, StoreError},
+    store::{Fault, Store, StoreError},
 };
 
 /// As many as are put at once, for the same reason.
 const GETS_IN_FLIGHT: usize = 16;
 /// zstd decompresses 1.7 GB/s and more: two threads outrun disk and network.
 const DECOMPRESSORS: usize = 2;
+/// A connection lost within an object is dialled again this often; the SDK's own attempts end where a body begins.
+const GET_ATTEMPTS_MAX: u32 = 3;
 
 /// Why bytes did not come, or are not the ones that were stored.
 #[derive(Debug, thiserror::Error)]
@@ -72,7 +74,26 @@ async fn get(
     traffic: Arc<Traffic>,
 ) -> Result<(Pack, Bytes), FetchError> {
     let start = now_unix_ns();
-    let stored = store.get(&pack.key).await?;
+    let mut attempt = 1;
+    let stored = loop {
+        match store.get(&pack.key).await {
+            Ok(stored) => break stored,
+            Err(StoreError {
+                fault: Fault::Unreachable { detail },
+                key,
+                ..
+            }) if attempt < GET_ATTEMPTS_MAX => {
+                tracing::info!(
+                    key,
+                    attempt,
+                    detail,
+                    "a pack was lost on its way, asked again"
+                );
+                attempt += 1;
+            }
+            Err(error) => return Err(error.into()),
+        }
+    };
     traffic.count(start, stored.len() as u64);
     Ok((pack, stored))
 }
