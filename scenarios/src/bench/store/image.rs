@@ -130,7 +130,14 @@ pub fn push(lab: &Lab, tree: &Path, steps: &Steps) -> Result<()> {
         // To buildah all is root's; the database must not be.
         let data = format!("{from}/{DATA}");
         let owner = "--chown=postgres:postgres";
-        buildah.run(&["add", "--quiet", owner, container, &data, &format!("/{DATA}")])?;
+        buildah.run(&[
+            "add",
+            "--quiet",
+            owner,
+            container,
+            &data,
+            &format!("/{DATA}"),
+        ])?;
         buildah.run(&["commit", "--quiet", "--rm", container, &built])?;
         let to = format!("docker://{gateway}:{REGISTRY_PORT}/{REPOSITORY}:{tag}");
         buildah.run(&["push", "--quiet", "--tls-verify=false", &built, &to])?;

@@ -95,10 +95,14 @@ impl<'a> Bench<'a> {
     pub fn measure(&self, program: &'static str, pair: &Pair, steps: &Steps) -> Result<Measured> {
         let place = |bucket: &str| Place::make(self.lab, bucket);
         let changed = changed::between(&pair.base, &pair.last)?;
+        let restic_bytes = self
+            .theirs
+            .restic(&pair.base, &pair.last, &place("bench-restic")?)?;
+        steps.note(format!(
+            "{program}: {changed:?}; restic adds {restic_bytes} bytes"
+        ));
         let mut measured = Measured {
-            restic_bytes: self
-                .theirs
-                .restic(&pair.base, &pair.last, &place("bench-restic")?)?,
+            restic_bytes,
             changed: Some(changed),
             ..Measured::default()
         };
@@ -114,8 +118,9 @@ impl<'a> Bench<'a> {
                 .map(|(step, took)| format!("{step} {took:.3}"))
                 .collect();
             steps.note(format!(
-                "{program} run {run} of {}: {}",
+                "{program} run {run} of {}: {} bytes stored; {}",
                 self.runs,
+                measured.stored_bytes,
                 text.join(", ")
             ));
             if run > 0 {
