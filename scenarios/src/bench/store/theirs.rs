@@ -64,7 +64,7 @@ impl<'a> Theirs<'a> {
 
     /// Seconds of `tar x` of a file.
     pub fn untar(&self, archive: &Path) -> Result<f64> {
-        self.into_folder(|folder| self.time("tar xf \"$1\" -C \"$2\"", &[archive, folder]))
+        self.in_empty_folder(|folder| self.time("tar xf \"$1\" -C \"$2\"", &[archive, folder]))
     }
 
     /// Through a bucket with zstd and aws, and back.
@@ -75,7 +75,7 @@ impl<'a> Theirs<'a> {
             r#"zstd -3 -T2 --stdout --quiet "$1" | "$3" s3 cp --endpoint-url "$ENDPOINT" --only-show-errors - "$2""#,
             &[archive, Path::new(&url), &self.aws],
         )?;
-        let down = self.into_folder(|folder| {
+        let down = self.in_empty_folder(|folder| {
             self.time_with(
                 place,
                 r#""$3" s3 cp --endpoint-url "$ENDPOINT" --only-show-errors "$2" - | zstd -d --stdout --quiet | tar x -C "$1""#,
@@ -116,7 +116,7 @@ impl<'a> Theirs<'a> {
     }
 
     /// An empty folder for one step, removed behind it.
-    fn into_folder<T>(&self, step: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
+    fn in_empty_folder<T>(&self, step: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
         let folder = self.work.join("unpacked");
         fs::create_dir(&folder).with_context(|| format!("create {}", folder.display()))?;
         let done = step(&folder);
