@@ -73,6 +73,11 @@ impl Part {
         Self { name, key }
     }
 
+    /// What it is known by: another one for other ingredients.
+    pub fn key(&self) -> &str {
+        &self.key
+    }
+
     /// Where the part is, once made.
     pub fn path(&self) -> Result<PathBuf> {
         Ok(root()?

@@ -64,6 +64,20 @@ pub struct Client {
 impl Client {
     /// Begins to ask the pod for `path`; one that isn't there yet is waited for.
     pub fn start(cluster: &Cluster, namespace: &str, pod: &str, ask: (u16, &str)) -> Result<Self> {
+        let (port, path) = (ask.0, ask.1.to_owned());
+        Self::asking(cluster, namespace, pod, port, move |address| {
+            page(address, &path)
+        })
+    }
+
+    /// The same with a question of its own, which gives a good answer's text.
+    pub fn asking(
+        cluster: &Cluster,
+        namespace: &str,
+        pod: &str,
+        port: u16,
+        ask: impl Fn(SocketAddr) -> Option<String> + Send + 'static,
+    ) -> Result<Self> {
         let mut watch = cluster
             .kubectl()
             .args(["--namespace", namespace, "get", "pods", "--watch"])
@@ -90,12 +104,11 @@ impl Client {
         });
         let asker = thread::spawn({
             let (heard, stop) = (Arc::clone(&heard), Arc::clone(&stop));
-            let (port, path) = (ask.0, ask.1.to_owned());
             move || {
                 while !stop.load(Ordering::Relaxed) {
                     let ip = *lock(&address);
                     if let Some(from) = ip
-                        && let Some(text) = good_answer(SocketAddr::new(from, port), &path)
+                        && let Some(text) = ask(SocketAddr::new(from, port))
                     {
                         let at = Instant::now();
                         lock(&heard).push(Answer { at, from, text });
@@ -151,7 +164,8 @@ impl Drop for Client {
     }
 }
 
-fn good_answer(address: SocketAddr, path: &str) -> Option<String> {
+/// A page, when it is a good one.
+pub fn page(address: SocketAddr, path: &str) -> Option<String> {
     let answer = http::get(address, path, ANSWER_WITHIN).ok()?;
     (answer.status == 200).then(|| answer.text())
 }

@@ -33,6 +33,8 @@ mod node;
 mod oci;
 mod parts;
 mod process;
+mod python;
+mod redis;
 mod registry;
 mod s3;
 mod sim;
@@ -40,6 +42,7 @@ mod site;
 mod state;
 mod status;
 mod steps;
+mod stores;
 mod stories;
 mod test;
 mod up;
@@ -124,6 +127,9 @@ enum Verb {
         /// Leave the workspace's own tests out.
         #[arg(long)]
         stories_only: bool,
+        /// Only the store's tests, on a real S3 server of this kind.
+        #[arg(long, conflicts_with_all = ["stories", "stories_only"])]
+        store: Option<stores::Kind>,
     },
     /// Break everything in every phase of a migration, and judge what a client saw.
     Faults {
@@ -174,7 +180,12 @@ enum Bench {
         /// How often each way is gone.
         #[arg(long, default_value = "5", value_parser = bench::check_runs)]
         runs: usize,
+        /// What is moved: kuard of 64 MiB, or redis of a gibibyte.
+        #[arg(long, default_value = "kuard", value_parser = bench::Subject::named)]
+        pod: bench::Subject,
     },
+    /// The page store beside restic, zstd, aws and buildah, on checkpoints of real programs.
+    Store(bench::StoreOptions),
     /// The replicated log: commit latency, migrations a second, failover, a long history.
     Raft {
         /// Write the figures into this file, too.
@@ -227,13 +238,20 @@ fn run(name: &str, command: Verb) -> Result<ExitCode> {
             deploy::deploy(&Lab::expect(name)?, Some(&store), &Steps::start())?;
         }
         Verb::Test {
+            store: Some(kind), ..
+        } => return stores::test(kind),
+        Verb::Test {
             stories,
             stories_only,
+            store: None,
         } => return test::test(name, &stories, stories_only),
         Verb::Faults { cells, json } => return test::faults(name, &cells, json.as_deref()),
         Verb::Bench {
-            what: Bench::Pod { json, runs },
-        } => bench::pod(name, runs, json.as_deref())?,
+            what: Bench::Pod { json, runs, pod },
+        } => bench::pod(name, &pod, runs, json.as_deref())?,
+        Verb::Bench {
+            what: Bench::Store(options),
+        } => bench::store(name, &options)?,
         Verb::Sim { arguments } => return sim::run(&arguments),
         Verb::Fuzz { targets, seconds } => return fuzz::run(&targets, seconds),
         Verb::Bench {

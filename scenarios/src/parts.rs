@@ -68,6 +68,11 @@ pub fn base() -> Part {
 
 /// Makes the node root filesystem in `target`.
 pub fn make_base(target: &Path) -> Result<()> {
+    debian(target, PACKAGES)
+}
+
+/// Makes a tree of Debian packages in `target`.
+pub fn debian(target: &Path, packages: &[&str]) -> Result<()> {
     let source = format!(
         "deb [signed-by={KEYRING}] {} {SUITE} main",
         debian_archive()?
@@ -77,11 +82,11 @@ pub fn make_base(target: &Path) -> Result<()> {
         .args(["--mode=root", "--variant=minbase", "--skip=output/dev"])
         // A mirror may be a snapshot whose index has expired; the keyring still vouches for it.
         .arg(r#"--aptopt=Acquire::Check-Valid-Until "false""#)
-        .arg(format!("--include={}", PACKAGES.join(",")))
+        .arg(format!("--include={}", packages.join(",")))
         .arg(SUITE)
         .arg(target)
         .arg(source);
-    run_logged("base", &mut command).context("build the node root filesystem with mmdebstrap")
+    run_logged("base", &mut command).context("build a tree of Debian packages with mmdebstrap")
 }
 
 /// The archive this machine installs from: the one that is known to be reachable.

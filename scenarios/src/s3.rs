@@ -12,7 +12,8 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-const PROGRAM: &str = "lab-s3";
+/// The server's program, in its part.
+pub const PROGRAM: &str = "lab-s3";
 /// The bucket made at the start.
 pub const BUCKET: &str = "longshore";
 /// The development key: for a store that only this machine reaches and that is gone with the lab.

@@ -1,5 +1,5 @@
-//! `lab test`: every test there is. First `cargo test --workspace` and the simulator, which need neither root nor a
-//! cluster; then the stories on a real one. The last line counts them together.
+//! `lab test`: every test there is. First `cargo test --workspace`, the simulator and the store's tests on the lab's S3
+//! server, which need neither root nor a cluster; then the stories on a real one. The last line counts them together.
 
 use std::{
     io::{BufRead, BufReader},
@@ -13,6 +13,7 @@ use crate::{
     cache, deploy, down, machine, sim,
     state::Lab,
     steps::Steps,
+    stores,
     stories::{self, Told},
     up,
 };
@@ -44,6 +45,7 @@ pub fn test(name: &str, wanted: &[String], stories_only: bool) -> Result<ExitCod
         } else {
             broken.push("the simulator found a violation".to_owned());
         }
+        store_tests(&mut counted, &mut broken)?;
     }
     let stories = stories::all();
     if !wanted.is_empty()
@@ -95,6 +97,17 @@ pub fn test(name: &str, wanted: &[String], stories_only: bool) -> Result<ExitCod
     } else {
         ExitCode::FAILURE
     })
+}
+
+/// The worker's store on the lab's own S3 server; counted as one test.
+fn store_tests(counted: &mut Counted, broken: &mut Vec<String>) -> Result<()> {
+    println!("the worker's store on the lab's S3 server:");
+    if stores::check(stores::Kind::Embedded)? {
+        counted.passed += 1;
+    } else {
+        broken.push("the worker's store failed on the lab's S3 server".to_owned());
+    }
+    Ok(())
 }
 
 /// `lab faults`: the matrix, on a lab that is up or is started for it.

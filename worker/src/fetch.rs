@@ -18,15 +18,13 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::{
     manifest::{Pack, Packed},
     spans::{Traffic, now_unix_ns},
-    store::{Fault, Store, StoreError},
+    store::{Store, StoreError},
 };
 
 /// As many as are put at once, for the same reason.
 const GETS_IN_FLIGHT: usize = 16;
 /// zstd decompresses 1.7 GB/s and more: two threads outrun disk and network.
 const DECOMPRESSORS: usize = 2;
-/// A connection lost within an object is dialled again this often; the SDK's own attempts end where a body begins.
-const GET_ATTEMPTS_MAX: u32 = 3;
 
 /// Why bytes did not come, or are not the ones that were stored.
 #[derive(Debug, thiserror::Error)]
@@ -77,29 +75,10 @@ async fn get(
     Ok((pack, stored))
 }
 
-/// A stored object, whatever it holds. A connection that breaks within it is dialled again.
+/// A stored object, whatever it holds.
 pub async fn object(store: &dyn Store, key: &str, traffic: &Traffic) -> Result<Bytes, StoreError> {
     let start = now_unix_ns();
-    let mut attempt = 1;
-    let stored = loop {
-        match store.get(key).await {
-            Ok(stored) => break stored,
-            Err(StoreError {
-                fault: Fault::Unreachable { detail },
-                key,
-                ..
-            }) if attempt < GET_ATTEMPTS_MAX => {
-                tracing::info!(
-                    key,
-                    attempt,
-                    detail,
-                    "an object was lost on its way, asked again"
-                );
-                attempt += 1;
-            }
-            Err(error) => return Err(error),
-        }
-    };
+    let stored = store.get(key).await?;
     traffic.count(start, stored.len() as u64);
     Ok(stored)
 }

@@ -1,4 +1,7 @@
-//! s3s-fs, with one thing done otherwise: objects are read whole.
+//! s3s-fs, with two things done otherwise: a bucket that is not there is no bucket, and objects are read whole.
+//!
+//! It makes the folder of a bucket it is to write to, and finds no object in one that is not there: a wrong bucket's
+//! name would never be noticed here.
 //!
 //! It streams an object by 4 KiB, and each of these pieces is handed to a thread and back: more work for the machine
 //! than all the rest of a small migration. Longshore's objects are a few MiB, so a read each will do; larger ones and
@@ -16,7 +19,7 @@ use s3s::dto::{
     ListObjectsV2Output, ListPartsInput, ListPartsOutput, PutObjectInput, PutObjectOutput,
     StreamingBlob, UploadPartCopyInput, UploadPartCopyOutput, UploadPartInput, UploadPartOutput,
 };
-use s3s::{Body, S3, S3Request, S3Response, S3Result};
+use s3s::{Body, S3, S3Request, S3Response, S3Result, s3_error};
 use s3s_fs::FileSystem;
 use std::path::PathBuf;
 
@@ -41,6 +44,14 @@ macro_rules! as_they_are {
                 request: S3Request<GetObjectInput>,
             ) -> S3Result<S3Response<GetObjectOutput>> {
                 self.whole_object(request).await
+            }
+
+            async fn put_object(
+                &self,
+                request: S3Request<PutObjectInput>,
+            ) -> S3Result<S3Response<PutObjectOutput>> {
+                self.check_bucket(&request.input.bucket)?;
+                self.files.put_object(request).await
             }
             $(
                 async fn $method(&self, request: S3Request<$input>) -> S3Result<S3Response<$output>> {
@@ -67,16 +78,24 @@ as_they_are! {
     list_objects: ListObjectsInput => ListObjectsOutput;
     list_objects_v2: ListObjectsV2Input => ListObjectsV2Output;
     list_parts: ListPartsInput => ListPartsOutput;
-    put_object: PutObjectInput => PutObjectOutput;
     upload_part: UploadPartInput => UploadPartOutput;
     upload_part_copy: UploadPartCopyInput => UploadPartCopyOutput;
 }
 
 impl Store {
+    fn check_bucket(&self, bucket: &str) -> S3Result<()> {
+        if self.root.join(bucket).is_dir() {
+            Ok(())
+        } else {
+            Err(s3_error!(NoSuchBucket))
+        }
+    }
+
     async fn whole_object(
         &self,
         request: S3Request<GetObjectInput>,
     ) -> S3Result<S3Response<GetObjectOutput>> {
+        self.check_bucket(&request.input.bucket)?;
         let is_part = request.input.range.is_some();
         let path = self
             .root
@@ -141,6 +160,23 @@ mod tests {
             service: None,
             trailing_headers: None,
         }
+    }
+
+    #[tokio::test]
+    async fn nothing_is_put_into_a_bucket_that_is_not_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store {
+            root: folder.path().to_owned(),
+            files: FileSystem::new(folder.path()).unwrap(),
+        };
+        let input = PutObjectInput {
+            bucket: "other".into(),
+            key: "object".into(),
+            ..PutObjectInput::default()
+        };
+        let error = store.put_object(request(input)).await.unwrap_err();
+        assert_eq!(error.code().as_str(), "NoSuchBucket");
+        assert!(!folder.path().join("other").exists());
     }
 
     #[tokio::test]

@@ -6,6 +6,8 @@
 mod pod;
 mod raft;
 mod recipe;
+mod store;
+mod subject;
 
 use crate::deploy;
 use crate::machine;
@@ -20,6 +22,8 @@ use std::path::Path;
 
 pub use pod::{bench as pod, check_runs};
 pub use raft::bench as raft;
+pub use store::{Options as StoreOptions, bench as store};
+pub use subject::Subject;
 
 const NODES: u8 = 2;
 

@@ -1,10 +1,11 @@
-//! `lab bench pod`: `migrate pod` beside the recipe by hand, on equal pods of 64 MiB, in turn.
+//! `lab bench pod`: `migrate pod` beside the recipe by hand, on equal pods, in turn.
 //!
 //! Compared is what a client of the pod goes through. Ours: from the last good answer on node1 to the first on node2.
 //! The recipe doesn't stop its source; whoever follows it waits from the checkpoint, which is the copy's state, to the
 //! copy's first answer.
 
 use super::recipe::{Recipe, Taken};
+use super::subject::{self, Subject};
 use super::{Figure, median, stage};
 use crate::client::Client;
 use crate::cluster::Cluster;
@@ -16,21 +17,14 @@ use anyhow::{Context, Result};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fmt::Write;
+use std::net::IpAddr;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
 /// The bench's namespace.
 pub const NAMESPACE: &str = "bench";
-/// The pod's name, and its container's.
-pub const POD: &str = "kuard";
-/// Where it answers.
-pub const PORT: u16 = 8080;
-/// containerd pulls a checkpoint's base image by this name with its default resolver, to which localhost alone is plain HTTP.
-const IMAGE: &str = "localhost:5000/kuard:1";
-const MIB: u32 = 64;
-const FIGURE: &str = "downtime_vs_recipe";
-const MIGRATE_WITHIN: Duration = Duration::from_secs(120);
+const MIGRATE_WITHIN: Duration = Duration::from_secs(180);
 const GONE_WITHIN: Duration = Duration::from_secs(60);
 
 /// What one of our moves took.
@@ -41,22 +35,34 @@ struct Moved {
 }
 
 /// Runs both ways `runs` times, prints the table, and writes the figure.
-pub fn bench(name: &str, runs: usize, file: Option<&Path>) -> Result<()> {
+pub fn bench(name: &str, subject: &Subject, runs: usize, file: Option<&Path>) -> Result<()> {
     let steps = Steps::start();
     let lab = stage(name, &steps)?;
-    let recipe = Recipe::prepare(&lab, &steps)?;
-    let cluster = Cluster::of(&lab)?;
-    cluster.apply(
-        &json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}),
-    )?;
-    wait_for_account(&cluster)?;
+    let (figure, table) = compare(&lab, subject, runs, &steps)?;
+    drop(steps);
+    print!("{table}");
+    if let Some(file) = file {
+        super::write(file, &BTreeMap::from([(subject.figure, figure)]))?;
+    }
+    Ok(())
+}
+
+/// The figure of a subject, and the table of where the time goes.
+pub fn compare(
+    lab: &Lab,
+    subject: &Subject,
+    runs: usize,
+    steps: &Steps,
+) -> Result<(Figure, String)> {
+    let recipe = Recipe::prepare(lab, steps)?;
+    let cluster = Cluster::of(lab)?;
+    create_namespace(&cluster)?;
+    let one = || one(lab, &cluster, &recipe, subject);
     // Once beforehand, uncounted: what only a first move pays (a base image pulled) is no part of a comparison.
-    steps.run("one run of each to warm up", || {
-        one(&lab, &cluster, &recipe).map(drop)
-    })?;
+    steps.run("one run of each to warm up", || one().map(drop))?;
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
     for run in 1..=runs {
-        let (moved, taken) = one(&lab, &cluster, &recipe).with_context(|| format!("run {run}"))?;
+        let (moved, taken) = one().with_context(|| format!("run {run}"))?;
         steps.note(format!(
             "run {run} of {runs}: migrate pod {:.2} s, the recipe {:.2} s",
             moved.downtime,
@@ -65,50 +71,43 @@ pub fn bench(name: &str, runs: usize, file: Option<&Path>) -> Result<()> {
         ours.push(moved);
         theirs.push(taken);
     }
-    drop(steps);
     let downtimes: Vec<f64> = ours.iter().map(|moved| moved.downtime).collect();
     let totals: Vec<f64> = theirs.iter().map(Taken::total).collect();
     let figure = Figure::of_seconds(&downtimes, &totals);
-    print!("{}", table(&figure, &ours, &theirs));
-    if let Some(file) = file {
-        super::write(file, &BTreeMap::from([(FIGURE, figure)]))?;
-    }
-    Ok(())
+    let table = table(subject, &figure, &ours, &theirs);
+    Ok((figure, table))
 }
 
 /// Each way once, each with a pod of its own.
-fn one(lab: &Lab, cluster: &Cluster, recipe: &Recipe) -> Result<(Moved, Taken)> {
-    start_pod(cluster)?;
-    let taken = recipe.follow(lab, cluster)?;
+fn one(lab: &Lab, cluster: &Cluster, recipe: &Recipe, subject: &Subject) -> Result<(Moved, Taken)> {
+    start_pod(cluster, subject)?;
+    let taken = recipe.follow(lab, cluster, subject)?;
     clear(cluster)?;
-    start_pod(cluster)?;
-    let moved = migrate(cluster)?;
+    start_pod(cluster, subject)?;
+    let moved = migrate(cluster, subject)?;
     clear(cluster)?;
     Ok((moved, taken))
 }
 
-fn start_pod(cluster: &Cluster) -> Result<()> {
-    cluster.apply(&json!({
-        "apiVersion": "v1", "kind": "Pod",
-        "metadata": {"name": POD, "namespace": NAMESPACE, "labels": {"app": POD}},
-        "spec": {
-            "nodeName": "node1",
-            "terminationGracePeriodSeconds": 1,
-            "containers": [{"name": POD, "image": IMAGE, "args": [format!("--mib={MIB}")]}],
-        },
-    }))?;
-    let client = Client::start(cluster, NAMESPACE, POD, (PORT, "/"))?;
-    client.wait_for("the pod's first answer", |_| true)?;
-    Ok(())
+fn client(cluster: &Cluster, subject: &Subject) -> Result<(Client, IpAddr)> {
+    let client = Client::asking(cluster, NAMESPACE, subject.name, subject.port, subject.ask)?;
+    let first = client.wait_for("the pod's first answer", |_| true)?;
+    Ok((client, first.from))
 }
 
-fn migrate(cluster: &Cluster) -> Result<Moved> {
-    let client = Client::start(cluster, NAMESPACE, POD, (PORT, "/"))?;
-    client.wait_for("the client's first answer", |_| true)?;
+fn start_pod(cluster: &Cluster, subject: &Subject) -> Result<()> {
+    cluster.apply(&subject.pod(NAMESPACE))?;
+    let (_client, address) = client(cluster, subject)?;
+    subject::fill(subject, address)
+}
+
+fn migrate(cluster: &Cluster, subject: &Subject) -> Result<Moved> {
+    let (client, _) = client(cluster, subject)?;
     let mut command = Command::new(deploy::program("migrate")?);
     command
         .env("KUBECONFIG", cluster.kubeconfig())
-        .args(["pod", POD, "-n", NAMESPACE, "--to", "node2", "-o", "json"]);
+        .args(["pod", subject.name, "-n", NAMESPACE])
+        .args(["--to", "node2", "-o", "json"]);
     let text = process::succeed(&mut command, MIGRATE_WITHIN).context("migrate the pod")?;
     let gap = client.wait_for_move()?;
     let migration: Value = serde_json::from_str(&text).context("read the migration")?;
@@ -119,7 +118,7 @@ fn migrate(cluster: &Cluster) -> Result<Moved> {
 }
 
 /// Deletes the bench's pods at once and waits until both nodes are rid of them.
-fn clear(cluster: &Cluster) -> Result<()> {
+pub fn clear(cluster: &Cluster) -> Result<()> {
     let delete = [
         "-n",
         NAMESPACE,
@@ -132,7 +131,11 @@ fn clear(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
-fn wait_for_account(cluster: &Cluster) -> Result<()> {
+/// Makes the bench's namespace, ready for pods.
+pub fn create_namespace(cluster: &Cluster) -> Result<()> {
+    cluster.apply(
+        &json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}),
+    )?;
     process::wait_for("the namespace's ServiceAccount", GONE_WITHIN, || {
         let get = ["-n", NAMESPACE, "get", "serviceaccount", "default"];
         Ok(cluster.run(&get).ok())
@@ -161,22 +164,22 @@ fn spans(migration: &Value) -> BTreeMap<String, f64> {
     sums
 }
 
-/// The steps of ours in their order, as the trace names them, and how they lie in each other.
+/// The steps of ours in their order, as the trace names them (NAME for the container's), and how they lie in each other.
 const OURS: &[(&str, &str)] = &[
     ("pause", "pause"),
-    ("checkpoint", "checkpoint kuard"),
+    ("checkpoint", "checkpoint NAME"),
     ("save packs to S3", "save packs"),
-    ("fetch and rebuild", "rebuild kuard"),
+    ("fetch and rebuild", "rebuild NAME"),
     ("pull base, beside it", "pull base image"),
-    ("pull checkpoint", "pull kuard"),
+    ("pull checkpoint", "pull NAME"),
     ("delete, create pod", "delete source pod"),
     ("restore", "restore"),
 ];
 
-fn table(figure: &Figure, ours: &[Moved], theirs: &[Taken]) -> String {
+fn table(subject: &Subject, figure: &Figure, ours: &[Moved], theirs: &[Taken]) -> String {
     let mut text = format!(
-        "\nA pod that holds {MIB} MiB, from node1 to node2; medians of {} runs in turn\n\n",
-        figure.runs
+        "\n{}, from node1 to node2; medians of {} runs in turn\n\n",
+        subject.says, figure.runs
     );
     let mut line = |label: &str, value: String| {
         // Writing to a String does not fail.
@@ -187,9 +190,10 @@ fn table(figure: &Figure, ours: &[Moved], theirs: &[Taken]) -> String {
         seconds(figure.ours),
     );
     for (label, name) in OURS {
+        let name = name.replace("NAME", subject.name);
         let took: Vec<f64> = ours
             .iter()
-            .filter_map(|moved| moved.spans.get(*name))
+            .filter_map(|moved| moved.spans.get(&name))
             .copied()
             .collect();
         line(&format!("    {label}"), seconds(median(&took) / 1_000.0));

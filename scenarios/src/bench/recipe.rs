@@ -5,7 +5,8 @@
 //! it has ended. Two things are made easy for it: the registry is on this machine, and the client learns the copy's
 //! address as quickly as ours.
 
-use super::pod::{NAMESPACE, POD, PORT};
+use super::pod::NAMESPACE;
+use super::subject::Subject;
 use crate::certificates::Pki;
 use crate::client::Client;
 use crate::cluster::Cluster;
@@ -19,15 +20,15 @@ use crate::steps::Steps;
 use anyhow::{Context, Result};
 use serde_json::Value;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-const COPY: &str = "kuard-copy";
-const BUILT: &str = "localhost/kuard/checkpoint-image:latest";
-const PUSHED: &str = "kuard/checkpoint-image:latest";
+const COPY: &str = "copy";
+const BUILT: &str = "localhost/bench/checkpoint-image:latest";
+const PUSHED: &str = "bench/checkpoint-image:latest";
 const KUBELET_PORT: u16 = 10250;
-const STEP_WITHIN: Duration = Duration::from_secs(120);
+const STEP_WITHIN: Duration = Duration::from_secs(240);
 
 /// Seconds that each step took.
 pub struct Taken {
@@ -63,27 +64,32 @@ pub struct Recipe {
 impl Recipe {
     /// Installs what is missing; buildah keeps its images in the lab's folder.
     pub fn prepare(lab: &Lab, steps: &Steps) -> Result<Self> {
+        Self::at(lab, "buildah", steps)
+    }
+
+    /// The same with a storage of its own: another machine, as far as images go.
+    pub fn at(lab: &Lab, storage: &str, steps: &Steps) -> Result<Self> {
         machine::install(steps, &[("buildah", "buildah")])?;
-        let storage = lab.folder()?.join("buildah");
+        let storage = lab.folder()?.join(storage);
         fs::create_dir_all(&storage).with_context(|| format!("create {}", storage.display()))?;
         Ok(Self { storage })
     }
 
     /// Follows the recipe for the pod on node1: its copy answers on node2 at the end.
-    pub fn follow(&self, lab: &Lab, cluster: &Cluster) -> Result<Taken> {
+    pub fn follow(&self, lab: &Lab, cluster: &Cluster, subject: &Subject) -> Result<Taken> {
         let mut clock = Clock(Instant::now());
-        let archive = checkpoint(lab)?;
+        let archive = checkpoint(lab, subject.name)?;
         let checkpoint = clock.lap();
-        self.build(&archive)?;
+        self.build(subject.name, &[&archive])?;
         let build = clock.lap();
         self.push(lab)?;
         let push = clock.lap();
-        run_copy(cluster)?;
-        let client = Client::start(cluster, NAMESPACE, COPY, (PORT, "/"))?;
+        run_copy(cluster, subject)?;
+        let client = Client::asking(cluster, NAMESPACE, COPY, subject.port, subject.ask)?;
         client.wait_for("the copy's first answer", |_| true)?;
         let pod = clock.lap();
         fs::remove_file(&archive).with_context(|| format!("remove {}", archive.display()))?;
-        self.buildah(&["rmi", "--all", "--force"])?;
+        self.run(&["rmi", "--all", "--force"])?;
         Ok(Taken {
             checkpoint,
             build,
@@ -92,28 +98,38 @@ impl Recipe {
         })
     }
 
-    fn build(&self, archive: &std::path::Path) -> Result<()> {
-        let container = self.buildah(&["from", "scratch"])?;
+    /// Makes a checkpoint image of a container, of files and of what archives hold.
+    pub fn build(&self, name: &str, content: &[&Path]) -> Result<()> {
+        let container = self.run(&["from", "scratch"])?;
         let container = container.trim();
-        let archive = archive.display().to_string();
-        self.buildah(&["add", "--quiet", container, &archive, "/"])?;
+        for file in content {
+            let file = file.display().to_string();
+            self.run(&["add", "--quiet", container, &file, "/"])?;
+        }
         // The first name is CRI-O's, the second is the one containerd looks for.
         let names = [
-            format!("--annotation=io.kubernetes.cri-o.annotations.checkpoint.name={POD}"),
-            format!("--annotation=org.criu.checkpoint.container.name={POD}"),
+            format!("--annotation=io.kubernetes.cri-o.annotations.checkpoint.name={name}"),
+            format!("--annotation=org.criu.checkpoint.container.name={name}"),
         ];
-        self.buildah(&["config", &names[0], &names[1], container])?;
-        self.buildah(&["commit", "--quiet", "--rm", container, BUILT])?;
+        self.run(&["config", &names[0], &names[1], container])?;
+        self.run(&["commit", "--quiet", "--rm", container, BUILT])?;
         Ok(())
     }
 
-    fn push(&self, lab: &Lab) -> Result<()> {
-        let to = format!("docker://{}:{REGISTRY_PORT}/{PUSHED}", lab.site.gateway());
-        self.buildah(&["push", "--quiet", "--tls-verify=false", BUILT, &to])?;
+    /// Brings the image into the lab's registry.
+    pub fn push(&self, lab: &Lab) -> Result<()> {
+        self.run(&["push", "--quiet", "--tls-verify=false", BUILT, &pushed(lab)])?;
         Ok(())
     }
 
-    fn buildah(&self, arguments: &[&str]) -> Result<String> {
+    /// Fetches it from there.
+    pub fn pull(&self, lab: &Lab) -> Result<()> {
+        self.run(&["pull", "--quiet", "--tls-verify=false", &pushed(lab)])?;
+        Ok(())
+    }
+
+    /// Runs buildah on the lab's own storage.
+    pub fn run(&self, arguments: &[&str]) -> Result<String> {
         let mut command = Command::new("buildah");
         command
             .env("BUILDAH_ISOLATION", "chroot")
@@ -127,6 +143,10 @@ impl Recipe {
     }
 }
 
+fn pushed(lab: &Lab) -> String {
+    format!("docker://{}:{REGISTRY_PORT}/{PUSHED}", lab.site.gateway())
+}
+
 struct Clock(Instant);
 
 impl Clock {
@@ -138,8 +158,9 @@ impl Clock {
     }
 }
 
-/// Asks node1's kubelet; gives the archive as the host sees it.
-fn checkpoint(lab: &Lab) -> Result<PathBuf> {
+/// Asks node1's kubelet for a checkpoint of the pod's container, which is called like the pod; gives the archive as the
+/// host sees it.
+pub fn checkpoint(lab: &Lab, pod: &str) -> Result<PathBuf> {
     let pki = Pki::of(&lab.folder()?);
     let base = lab.base.as_deref().context("the lab has no node tree")?;
     let curl = parts::program(base, "usr/bin/curl")?;
@@ -159,7 +180,7 @@ fn checkpoint(lab: &Lab) -> Result<PathBuf> {
         .arg("--key")
         .arg(pki.file("kubelet-client.key"))
         .arg(format!(
-            "https://{}:{KUBELET_PORT}/checkpoint/{NAMESPACE}/{POD}/{POD}",
+            "https://{}:{KUBELET_PORT}/checkpoint/{NAMESPACE}/{pod}/{pod}",
             lab.site.node_address(1)
         ));
     let text = process::succeed(&mut command, STEP_WITHIN).context("checkpoint by the kubelet")?;
@@ -170,12 +191,12 @@ fn checkpoint(lab: &Lab) -> Result<PathBuf> {
     node::path_from_host(lab, 1, path)
 }
 
-fn run_copy(cluster: &Cluster) -> Result<()> {
+fn run_copy(cluster: &Cluster, subject: &Subject) -> Result<()> {
     let image = format!("localhost:{REGISTRY_PORT}/{PUSHED}");
     let place = serde_json::json!({"spec": {
         "nodeName": "node2", "terminationGracePeriodSeconds": 1,
         // As the checkpoint names it: `kubectl run` would call the container after the pod.
-        "containers": [{"name": POD, "image": image}],
+        "containers": [{"name": subject.name, "image": image}],
     }});
     cluster.run(&[
         "--namespace",

@@ -26,6 +26,10 @@ use super::{Fault, Store, StoreError};
 /// Tries of one request: with the SDK's backoff (up to 1, 2, 4 s) a hiccup of some seconds is survived, and a store
 /// that is down is reported before a freeze budget of tens of seconds has gone.
 const ATTEMPTS_MAX: u32 = 4;
+/// Tries of one object whose body is cut off on its way.
+const BODY_ATTEMPTS_MAX: u32 = 3;
+/// Before the second try, and twice that before the third: what cut the first off has had a moment to pass.
+const BODY_AGAIN_AFTER: Duration = Duration::from_millis(200);
 /// A server on the same network that did not accept within this is down.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// One attempt of one request: 8 MiB in this time is 0.3 MB/s, below which a migration makes no sense.
@@ -145,25 +149,33 @@ impl Store for S3 {
     }
 
     async fn get(&self, key: &str) -> Result<Bytes, StoreError> {
-        let answer = self
-            .client
-            .get_object()
-            .bucket(&self.bucket)
-            .key(key)
-            .send()
-            .await;
-        let object = answer.map_err(|error| self.error("get", key, fault(&error)))?;
-        // The SDK's retries end where the body begins: a connection lost inside it is the caller's to repeat.
-        let body = object.body.collect().await.map_err(|error| {
-            self.error(
-                "get",
-                key,
-                Fault::Unreachable {
-                    detail: format!("lost within the object: {error}"),
-                },
-            )
-        })?;
-        Ok(body.into_bytes())
+        let mut attempt = 1;
+        loop {
+            let answer = self
+                .client
+                .get_object()
+                .bucket(&self.bucket)
+                .key(key)
+                .send()
+                .await;
+            let object = answer.map_err(|error| self.error("get", key, fault(&error)))?;
+            // The SDK's own attempts end where the body begins.
+            match object.body.collect().await {
+                Ok(body) => return Ok(body.into_bytes()),
+                Err(error) if attempt < BODY_ATTEMPTS_MAX => {
+                    tracing::info!(key, attempt, %error, "an object was lost on its way, asked again");
+                    tokio::time::sleep(BODY_AGAIN_AFTER * attempt).await;
+                    attempt += 1;
+                }
+                Err(error) => {
+                    let detail = format!(
+                        "lost within the object {attempt} times, the last time by: {}",
+                        innermost(&error)
+                    );
+                    return Err(self.error("get", key, Fault::Unreachable { detail }));
+                }
+            }
+        }
     }
 
     async fn delete(&self, key: &str) -> Result<(), StoreError> {

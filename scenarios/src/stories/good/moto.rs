@@ -4,14 +4,12 @@ use super::{
     super::{Stage, client::Client},
     PORT, book, run_ledger,
 };
-use crate::{cache, control::UNIT, deploy::NAMESPACE, http, process, s3, state::Lab};
+use crate::{control::UNIT, deploy::NAMESPACE, http, process, python, s3, state::Lab};
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
-use std::{fs, io, net::SocketAddr, path::PathBuf, process::Command, time::Duration};
+use std::{io, net::SocketAddr, time::Duration};
 
 const MOTO_PORT: u16 = 9100;
-/// A cold install fetches some forty packages.
-const INSTALLED_WITHIN: Duration = Duration::from_secs(300);
 /// Python starts slowly on a busy machine.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(60);
 const ROLLED_OUT_WITHIN: Duration = Duration::from_secs(90);
@@ -19,7 +17,7 @@ const WORKERS: &str = "daemonset/longshore-worker";
 
 /// Moves a ledger there and back through moto.
 pub fn moto(stage: &Stage) -> Result<()> {
-    let program = install()?;
+    let program = python::install("moto", "moto[server]", "moto_server")?;
     let mut lab = Lab::expect(&stage.lab.site.name)?;
     let address = SocketAddr::from((lab.site.gateway(), MOTO_PORT));
     let mut command = process::in_group(&lab, UNIT)?;
@@ -37,23 +35,6 @@ pub fn moto(stage: &Stage) -> Result<()> {
     lab.save()?;
     ended.context("end moto")?;
     told
-}
-
-/// moto's server program, installed once for all labs.
-fn install() -> Result<PathBuf> {
-    let folder = cache::root()?.join("moto");
-    let program = folder.join("bin/moto_server");
-    if program.exists() {
-        return Ok(program);
-    }
-    fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
-    let mut make = Command::new("python3");
-    make.args(["-m", "venv"]).arg(&folder);
-    process::succeed(&mut make, INSTALLED_WITHIN)?;
-    let mut install = Command::new(folder.join("bin/pip"));
-    install.args(["install", "--quiet", "moto[server]"]);
-    process::succeed(&mut install, INSTALLED_WITHIN).context("install moto")?;
-    Ok(program)
 }
 
 fn use_moto(stage: &Stage, address: SocketAddr) -> Result<()> {
