@@ -15,8 +15,8 @@ use crate::process;
 
 /// A phase that is to come, comes within this; the slowest waits for a budget of a few seconds to run out.
 const PHASE_WITHIN: Duration = Duration::from_secs(40);
-/// A migration that is put right after a fault waits for back-offs; more than this is stuck.
-const END_WITHIN: Duration = Duration::from_secs(120);
+/// A pod that its kubelet has not seen is waited for for 180 s, and may be rescued after that.
+const END_WITHIN: Duration = Duration::from_secs(300);
 
 /// What is left of the news arrives within this.
 const NEWS_WITHIN: Duration = Duration::from_millis(200);

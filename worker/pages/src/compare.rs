@@ -172,7 +172,8 @@ impl Comparer {
                     push(&mut self.unit.ops, PAGE_BYTES, From::Zeros);
                     continue;
                 }
-                match base.zip(sides.moved.find(page)) {
+                let place = base.and_then(|base| Some((base, sides.moved.find(page)?)));
+                match place {
                     Some((base, from)) if self.is_at(page, base, from)? => {
                         push(&mut self.unit.ops, PAGE_BYTES, From::Base(from));
                     }

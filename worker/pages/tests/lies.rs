@@ -110,7 +110,7 @@ fn manifest(key: &DataKey, identity: &Identity) -> Manifest {
         version: VERSION,
         migration: "0b7ee2c5-6f02-4a2b-8f36-7b1d0f6f3a11".to_owned(),
         created_unix_ns: 1_764_000_000_123_456_789,
-        wrapped_key: wrap(key, &[identity.recipient()]).unwrap(),
+        wrapped_key: wrap(key, &[identity.recipient()]).expect("one recipient"),
         containers: vec![Container {
             name: "kuard".to_owned(),
             size: 8_389_120,
@@ -127,7 +127,7 @@ fn a_manifest_is_believed_only_with_its_seal() {
     let (identity, key) = (Identity::generate(), DataKey::random().unwrap());
     let manifest = manifest(&key, &identity);
     let bytes = manifest.to_bytes(&key);
-    let (read, _) = Manifest::open(&bytes, &[identity.clone()]).unwrap();
+    let (read, _) = Manifest::open(&bytes, std::slice::from_ref(&identity)).unwrap();
     assert_eq!(read, manifest);
     for at in 0..bytes.len() {
         let mut altered = bytes.clone();
@@ -135,12 +135,12 @@ fn a_manifest_is_believed_only_with_its_seal() {
         // The seal's hex digits may change case without changing their meaning; nothing else may change.
         if altered.to_ascii_lowercase() != bytes {
             assert!(
-                Manifest::open(&altered, &[identity.clone()]).is_err(),
+                Manifest::open(&altered, std::slice::from_ref(&identity)).is_err(),
                 "byte {at}"
             );
         }
         assert!(
-            Manifest::open(&bytes[..at], &[identity.clone()]).is_err(),
+            Manifest::open(&bytes[..at], std::slice::from_ref(&identity)).is_err(),
             "{at} bytes"
         );
     }
