@@ -281,7 +281,7 @@ impl Drop for UnderWay {
 fn begins_with_kubernetes(step: Step) -> bool {
     match step {
         Step::Prepare | Step::Restore | Step::Rescue | Step::Retire | Step::Release => true,
-        Step::Recheck | Step::Hold | Step::Deliver => false,
+        Step::Recheck | Step::Copy | Step::Hold | Step::Deliver => false,
     }
 }
 
@@ -294,6 +294,7 @@ fn ask_again_max(phase: Phase) -> Duration {
         | Phase::Releasing => ASK_AGAIN_FROZEN_MAX,
         Phase::Planned
         | Phase::Preparing
+        | Phase::Copying
         | Phase::Retiring
         | Phase::Succeeded
         | Phase::RolledBack

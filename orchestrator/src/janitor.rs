@@ -145,6 +145,7 @@ mod tests {
                 freeze_max_ms: None,
                 timeout_ms: None,
                 dry_run: true,
+                rounds_max: None,
             },
             decision: orchestrator_core::state::Decision::Plan(Box::new(plan.clone())),
             at_ms: 0,

@@ -238,6 +238,7 @@ mod tests {
                 freeze_max_ms: None,
                 timeout_ms: None,
                 dry_run: false,
+                rounds_max: None,
             },
             decision: Decision::Refuse(vec![Finding::new("NoSuchPod", "it is not there", "")]),
             at_ms: 1,

@@ -420,6 +420,8 @@ pub(crate) fn step_name(kind: &step_request::Kind) -> &'static str {
         step_request::Kind::ExportImages(_) => "export images",
         step_request::Kind::ImportImages(_) => "import images",
         step_request::Kind::Bar(_) => "bar",
+        step_request::Kind::Copy(_) => "copy",
+        step_request::Kind::Receive(_) => "receive",
     }
 }
 

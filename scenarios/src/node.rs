@@ -179,7 +179,8 @@ fn start_first_process(lab: &mut Lab, name: &str, world_file: &Path) -> Result<u
     command
         .arg("unshare")
         .args(namespaces)
-        .arg(std::env::current_exe().context("find the lab's own program")?)
+        // Not by its path: cargo, building beside us, may have put another program there.
+        .arg(format!("/proc/{}/exe", std::process::id()))
         .arg("node-init")
         .arg(world_file);
     let component = format!("{name}/parent");

@@ -94,6 +94,7 @@ async fn story(arguments: &[String]) {
         store_prefix: prefix.to_owned(),
         budget_ms: budget_ms(),
         keep_archives: true,
+        base: None,
     };
     show("HOLD", &mut desk, "one", 20, Kind::Hold(hold("one/"))).await;
     let confirm = ConfirmHold {

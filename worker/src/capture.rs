@@ -10,7 +10,7 @@ use std::{collections::HashSet, fs::File, io, path::PathBuf, sync::Arc};
 
 use bytes::Bytes;
 use pages::{
-    capture::{Captured, capture as take_apart},
+    capture::{Base, Captured, capture as take_apart},
     keys::DataKey,
     manifest::{Container, Object},
     sealed::Sealed,
@@ -21,6 +21,7 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::{
+    rounds::Kept,
     spans::{Traffic, now_unix_ns, span_since},
     store::{Store, StoreError},
 };
@@ -67,13 +68,14 @@ pub enum CaptureError {
     Stopped,
 }
 
-/// Stores the archive of a container under `prefix`. Repeating this writes the same objects. `progress` is
+/// Stores the archive of a container under `prefix`, as a difference to `base` if there is one. Repeating this writes the same objects. `progress` is
 /// told how many bytes of the archive are done.
 pub async fn capture(
     store: &Arc<dyn Store>,
     prefix: &str,
     name: &str,
     archive: PathBuf,
+    base: Option<&Kept>,
     key: &DataKey,
     progress: &(dyn Fn(u64) + Send + Sync),
 ) -> Result<Sent, CaptureError> {
@@ -86,8 +88,14 @@ pub async fn capture(
     let total = source.size();
     let (sender, mut made) = mpsc::channel::<(Sealed, u64)>(1);
     let secret = key.clone();
+    let base = base.and_then(|base| Some((Arc::clone(&base.view), base.root?)));
+    let base_root = base.as_ref().map(|(_, root)| hex(*root));
     let engine = tokio::task::spawn_blocking(move || {
-        take_apart(&source, None, &secret, THREADS, |pack, done| {
+        let base = base.as_ref().map(|(view, root)| Base {
+            source: view.as_ref(),
+            root: *root,
+        });
+        take_apart(&source, base, &secret, THREADS, |pack, done| {
             sender.blocking_send((pack, done)).is_ok()
         })
     });
@@ -105,6 +113,7 @@ pub async fn capture(
             ("raw_bytes", total.to_string()),
             ("pages", captured.pages.to_string()),
             ("changed_pages", captured.changed_pages.to_string()),
+            ("base", base_root.clone().unwrap_or_default()),
         ],
     );
     sending.send(captured.sealed_recipe.clone()).await?;
@@ -116,13 +125,12 @@ pub async fn capture(
     let recipe = objects.pop().ok_or(CaptureError::Stopped)?;
     let mut spans = vec![encoded];
     spans.extend(traffic.span(&format!("put packs {name}"), ""));
-    let hex = |root: [u8; 32]| blake3::Hash::from_bytes(root).to_hex().to_string();
     Ok(Sent {
         container: Container {
             name: name.to_owned(),
             size: total,
             root: hex(captured.root),
-            base: None,
+            base: base_root,
             recipe,
             packs: objects,
         },
@@ -130,6 +138,10 @@ pub async fn capture(
         stored_bytes: bytes,
         spans,
     })
+}
+
+fn hex(root: [u8; 32]) -> String {
+    blake3::Hash::from_bytes(root).to_hex().to_string()
 }
 
 /// Objects on their way.

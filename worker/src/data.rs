@@ -1,24 +1,27 @@
 //! The data path as the agent sees it: bytes out of archives into the store, and back into the runtime.
 
-use std::{collections::HashMap, error::Error, path::PathBuf, sync::Arc};
+use std::{collections::HashMap, error::Error, fs::File, path::PathBuf, sync::Arc};
 
 use async_trait::async_trait;
 use proto::worker::{
-    Container, Deliver, Delivered, DeliveredImage, Disarm, ExportImages, ExportedImages, HasImages,
-    ImportImages, Span, Tidy, Verified, Verify, Withdraw,
+    Base, Container, Deliver, Delivered, DeliveredImage, Disarm, ExportImages, ExportedImages,
+    HasImages, ImportImages, Receive, Span, Tidy, Verified, Verify, Withdraw,
 };
 
 use pages::{
     keys::DataKey,
-    manifest::{Manifest, VERSION, wrap},
+    manifest::{Manifest, Object, VERSION, wrap},
+    source::Opened,
 };
 
 use crate::{
     capture::capture,
     content,
+    gather::Named,
     images::Images,
     registry::Registry,
     restore::{image::Restorer, verify},
+    rounds::{Kept, Round, Rounds},
     spans::{now_unix_ns, span_since},
     store::Store,
     trust::Trust,
@@ -27,6 +30,19 @@ use crate::{
 /// Told how far a transfer is: what, bytes done, bytes in all (0: not known).
 pub type ProgressFn = dyn Fn(&str, u64, u64) + Send + Sync;
 
+/// What is to be stored.
+#[derive(Clone, Copy)]
+pub struct Stores<'a> {
+    /// UID of the migration.
+    pub migration: &'a str,
+    /// Under which keys.
+    pub prefix: &'a str,
+    /// By container, in the pod's order.
+    pub archives: &'a [(String, PathBuf)],
+    /// As a difference to this one, if this node has kept it; else whole.
+    pub base: Option<&'a Base>,
+}
+
 /// What was stored.
 #[derive(Clone, Debug, Default)]
 pub struct Saved {
@@ -34,6 +50,8 @@ pub struct Saved {
     pub manifest_key: String,
     /// Hash of its bytes.
     pub manifest_blake3: String,
+    /// Its bytes.
+    pub manifest_bytes: u64,
     /// Bytes of the archives.
     pub raw_bytes: u64,
     /// Bytes of packs and manifest as sent.
@@ -52,14 +70,17 @@ pub struct DataError(pub String);
 /// Moves bytes. A failed call leaves nothing behind that could run a pod.
 #[async_trait]
 pub trait Data: Send + Sync {
-    /// Stores the archives of a migration under a prefix, manifest last.
-    async fn save(
+    /// Stores the archives of a migration, manifest last.
+    async fn save(&self, what: Stores<'_>, progress: &ProgressFn) -> Result<Saved, DataError>;
+    /// The same, and keeps the archives' bytes as a base.
+    async fn copy(&self, what: Stores<'_>, progress: &ProgressFn) -> Result<Saved, DataError>;
+    /// Brings every byte of a round to this node and keeps it as a base.
+    async fn receive(
         &self,
         migration: &str,
-        prefix: &str,
-        archives: &[(String, PathBuf)],
+        request: &Receive,
         progress: &ProgressFn,
-    ) -> Result<Saved, DataError>;
+    ) -> Result<Vec<Span>, DataError>;
     /// Brings every byte into this node's runtime.
     async fn deliver(
         &self,
@@ -121,6 +142,7 @@ pub struct DataPath {
     images: Images,
     registry: Arc<Registry>,
     restorer: Restorer,
+    rounds: Rounds,
     keys_dir: PathBuf,
 }
 
@@ -132,44 +154,56 @@ impl DataPath {
         registry: Arc<Registry>,
         state_dir: PathBuf,
         keys_dir: PathBuf,
-    ) -> Self {
+    ) -> std::io::Result<Self> {
         let (images_too, registry_too) = (images.clone(), registry.clone());
+        let rounds = Rounds::open(&state_dir)?;
         let restorer = Restorer {
             store: store.clone(),
             images: images_too,
             registry: registry_too,
+            rounds: rounds.clone(),
             state_dir,
             keys_dir: keys_dir.clone(),
         };
-        Self {
+        Ok(Self {
             store,
             images,
             registry,
             restorer,
+            rounds,
             keys_dir,
-        }
+        })
     }
 
     /// Removes names that were kept for pods which are gone: the worker calls this every minute or so.
     pub async fn sweep(&self) -> Result<(), DataError> {
+        self.rounds.sweep().map_err(DataError::of)?;
         self.restorer.sweep().await.map_err(DataError::of)
     }
-}
 
-#[async_trait]
-impl Data for DataPath {
-    async fn save(
+    /// Stores archives; gives besides what a base of them needs: the lineage's key and the roots.
+    async fn store(
         &self,
-        migration: &str,
-        prefix: &str,
-        archives: &[(String, PathBuf)],
+        what: Stores<'_>,
         progress: &ProgressFn,
-    ) -> Result<Saved, DataError> {
+    ) -> Result<(Saved, DataKey, Vec<[u8; 32]>), DataError> {
+        let Stores {
+            migration,
+            prefix,
+            archives,
+            base,
+        } = what;
         // Before the first byte is read: who has no keys for the checkpoint must not make it.
         let trust = Trust::load(&self.keys_dir).map_err(DataError::of)?;
-        let key = DataKey::random().map_err(DataError::of)?;
+        let base = base.and_then(|base| self.rounds.get(migration, &base.manifest_blake3));
+        // A difference and its base are of one lineage, under one key.
+        let key = match &base {
+            Some(base) => base.key.clone(),
+            None => DataKey::random().map_err(DataError::of)?,
+        };
         let wrapped_key = wrap(&key, &trust.recipients).map_err(DataError::of)?;
         let mut containers = Vec::new();
+        let mut roots = Vec::new();
         let mut saved = Saved::default();
         let sizes = archives.iter().map(|(container, path)| {
             let size = std::fs::metadata(path).map(|facts| facts.len());
@@ -188,6 +222,7 @@ impl Data for DataPath {
                 prefix,
                 container,
                 path.clone(),
+                base.as_ref().and_then(|base| base.archive(container)),
                 &key,
                 &progress,
             )
@@ -197,6 +232,7 @@ impl Data for DataPath {
             saved.stored_bytes += sent.stored_bytes;
             saved.packs += u32::try_from(sent.container.packs.len()).unwrap_or(u32::MAX);
             saved.spans.extend(sent.spans);
+            roots.push(sent.captured.root);
             containers.push(sent.container);
         }
         let manifest = Manifest {
@@ -204,6 +240,11 @@ impl Data for DataPath {
             migration: migration.to_owned(),
             created_unix_ns: now_unix_ns(),
             wrapped_key,
+            base: base.map(|base| Object {
+                key: base.manifest_key.clone(),
+                blake3: base.manifest_blake3.clone(),
+                bytes: base.manifest_bytes,
+            }),
             containers,
         };
         // The manifest is last: while it is missing there is no checkpoint, however many packs there are.
@@ -211,13 +252,65 @@ impl Data for DataPath {
         let bytes = manifest.to_bytes(&key);
         saved.manifest_blake3 = blake3::hash(&bytes).to_hex().to_string();
         saved.manifest_key = format!("{prefix}manifest");
+        saved.manifest_bytes = bytes.len() as u64;
         saved.stored_bytes += bytes.len() as u64;
         self.store
             .put(&saved.manifest_key, bytes.into())
             .await
             .map_err(DataError::of)?;
         saved.spans.push(span_since("put manifest", "", start, []));
+        Ok((saved, key, roots))
+    }
+}
+
+#[async_trait]
+impl Data for DataPath {
+    async fn save(&self, what: Stores<'_>, progress: &ProgressFn) -> Result<Saved, DataError> {
+        let (saved, ..) = self.store(what, progress).await?;
         Ok(saved)
+    }
+
+    async fn copy(&self, what: Stores<'_>, progress: &ProgressFn) -> Result<Saved, DataError> {
+        let (saved, key, roots) = self.store(what, progress).await?;
+        let mut archives = Vec::new();
+        for ((container, path), root) in what.archives.iter().zip(roots) {
+            let opened = File::open(path).and_then(Opened::new);
+            let opened = opened.map_err(|error| {
+                DataError(format!(
+                    "keep the archive of container {container}: {error}"
+                ))
+            })?;
+            archives.push((container.clone(), Kept::of_file(opened, path.clone(), root)));
+        }
+        self.rounds.keep(Round {
+            migration: what.migration.to_owned(),
+            manifest_blake3: saved.manifest_blake3.clone(),
+            manifest_key: saved.manifest_key.clone(),
+            manifest_bytes: saved.manifest_bytes,
+            key,
+            archives,
+        });
+        Ok(saved)
+    }
+
+    async fn receive(
+        &self,
+        migration: &str,
+        request: &Receive,
+        progress: &ProgressFn,
+    ) -> Result<Vec<Span>, DataError> {
+        let Base {
+            manifest_key,
+            manifest_blake3,
+        } = request.round.clone().unwrap_or_default();
+        let round = Named {
+            key: manifest_key,
+            blake3: manifest_blake3,
+        };
+        self.restorer
+            .receive(migration, &round, progress)
+            .await
+            .map_err(DataError::of)
     }
 
     async fn deliver(
@@ -309,3 +402,6 @@ impl Data for DataPath {
         .map_err(DataError::of)
     }
 }
+
+#[cfg(test)]
+mod tests;

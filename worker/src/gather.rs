@@ -20,7 +20,7 @@ use futures::{StreamExt, TryStreamExt, stream};
 use pages::{
     keys::DataKey,
     manifest::{self, Container, Object},
-    rebuild::{Rebuild, RebuildError as EngineError, open_recipe},
+    rebuild::{Known, Rebuild, RebuildError as EngineError, open_recipe},
     source::{Opened, Origin, View},
 };
 use tokio_util::task::AbortOnDropHandle;
@@ -28,6 +28,7 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::{
     fetch::{self, FetchError},
     manifest::{ContainerArchive, Manifest, ManifestError, Packed},
+    rounds::{Kept, KeptFile},
     spans::Traffic,
     store::{Store, StoreError},
     trust::Trust,
@@ -43,8 +44,21 @@ const DECODERS: usize = 2;
 pub struct Checkpoint {
     /// UID of the migration that made it.
     pub migration: String,
+    /// Bytes of the manifest.
+    pub manifest_bytes: u64,
+    /// The checkpoint that its archives are differences to.
+    pub base: Option<Named>,
     /// By container, in the pod's order.
     pub archives: Vec<(String, Archive)>,
+}
+
+/// A stored checkpoint by its manifest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Named {
+    /// Where the manifest is.
+    pub key: String,
+    /// blake3 of its bytes, hex.
+    pub blake3: String,
 }
 
 /// An archive in the store.
@@ -136,6 +150,14 @@ impl Archive {
         }
     }
 
+    /// The lineage's key; none in version 1.
+    pub fn key(&self) -> Option<&DataKey> {
+        match self {
+            Self::Plain(_) => None,
+            Self::Paged { key, .. } => Some(key),
+        }
+    }
+
     /// What no other archive is called.
     pub fn identity(&self) -> &str {
         match self {
@@ -160,9 +182,15 @@ pub fn open_manifest(
             found: found.to_string(),
         });
     }
+    let manifest_bytes = bytes.len() as u64;
     match manifest::Manifest::open(bytes, &trust.identities) {
         Ok((manifest, key)) => Ok(Checkpoint {
             migration: manifest.migration,
+            manifest_bytes,
+            base: manifest.base.map(|base| Named {
+                key: base.key,
+                blake3: base.blake3,
+            }),
             archives: manifest
                 .containers
                 .into_iter()
@@ -178,6 +206,8 @@ pub fn open_manifest(
             let archives = manifest.containers.into_iter();
             Ok(Checkpoint {
                 migration: manifest.migration,
+                manifest_bytes,
+                base: None,
                 archives: archives
                     .map(|ContainerArchive { container, archive }| {
                         (container, Archive::Plain(archive))
@@ -192,15 +222,16 @@ pub fn open_manifest(
     }
 }
 
-/// Fetches what is new in an archive into the file `new` and gives the archive as a view of it. `new` is written from
-/// its beginning; after an error it is worth nothing.
+/// Fetches what is new in an archive into the file `new` and gives the archive as a view of it and of its base. `new` is
+/// written from its beginning; after an error it is worth nothing.
 pub async fn gather(
     store: Arc<dyn Store>,
     archive: &Archive,
+    base: Option<&Kept>,
     new: &Path,
     traffic: Arc<Traffic>,
     progress: &(dyn Fn(u64) + Send + Sync),
-) -> Result<View, GatherError> {
+) -> Result<Kept, GatherError> {
     let disk = |doing| {
         let path = new.to_owned();
         move |source| GatherError::Disk {
@@ -210,22 +241,46 @@ pub async fn gather(
         }
     };
     let file = File::create(new).map_err(disk("create"))?;
-    let opened = || {
-        let opened = File::open(new).and_then(Opened::new);
-        opened.map(Arc::new).map_err(disk("open"))
+    let opened = || -> Result<KeptFile, GatherError> {
+        let opened = File::open(new)
+            .and_then(Opened::new)
+            .map_err(disk("open"))?;
+        Ok(KeptFile {
+            source: Arc::new(opened),
+            path: new.to_owned(),
+        })
     };
     match archive {
         Archive::Plain(packed) => {
             plain(store, packed, file, new, traffic, progress).await?;
             let mut view = View::default();
-            let (source, offset) = (opened()?, 0);
+            let (opened, offset) = (opened()?, 0);
+            let source = Arc::clone(&opened.source);
             view.push(packed.size, Origin::Source { source, offset });
-            Ok(view)
+            Ok(Kept {
+                view: Arc::new(view),
+                root: None,
+                files: vec![opened],
+            })
         }
         Archive::Paged { container, key } => {
-            let rebuild = paged(store, container, key, file, traffic, progress).await?;
-            let view = rebuild.view(opened()?);
-            view.map_err(|source| of(&container.name, "", source))
+            // A base at hand is used only where the archive is a difference to something.
+            let base = base.filter(|_| container.base.is_some());
+            let known = base.and_then(|base| {
+                let view = Arc::clone(&base.view);
+                base.root.map(|root| Known { view, root })
+            });
+            let rebuild = paged(store, container, key, known, file, traffic, progress).await?;
+            let opened = opened()?;
+            let view = rebuild.view(Arc::clone(&opened.source));
+            let view = view.map_err(|source| of(&container.name, "", source))?;
+            let mut files = vec![opened];
+            files.extend(base.into_iter().flat_map(|base| base.files.clone()));
+            Ok(Kept {
+                view: Arc::new(view),
+                root: Some(rebuild.root()),
+                files,
+            })
         }
     }
 }
@@ -276,6 +331,7 @@ async fn paged(
     store: Arc<dyn Store>,
     container: &Container,
     key: &DataKey,
+    base: Option<Known>,
     file: File,
     traffic: Arc<Traffic>,
     progress: &(dyn Fn(u64) + Send + Sync),
@@ -286,7 +342,7 @@ async fn paged(
     let stored = fetch::object(store.as_ref(), at, &traffic).await?;
     let recipe =
         open_recipe(key, blake3, &stored).map_err(|source| of(&container.name, at, source))?;
-    let rebuild = Rebuild::new(&recipe, None).map_err(|source| of(&container.name, at, source))?;
+    let rebuild = Rebuild::new(&recipe, base).map_err(|source| of(&container.name, at, source))?;
     // The manifest is sealed, and yet: two parts of one checkpoint that contradict each other are not followed.
     let root = blake3::Hash::from_bytes(rebuild.root()).to_hex();
     let fits = rebuild.packs() == container.packs.len()

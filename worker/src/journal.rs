@@ -39,6 +39,8 @@ pub enum StepKind {
     ExportImages,
     ImportImages,
     Bar,
+    Copy,
+    Receive,
 }
 
 /// A step happens at most once under one key.
@@ -131,6 +133,25 @@ pub enum Entry {
     },
     /// It runs on, or is gone for good.
     BarEnded {
+        /// UID of the PodMigration.
+        migration: String,
+    },
+    /// About to checkpoint a pod that runs on.
+    Copying {
+        /// UID of the PodMigration.
+        migration: String,
+        /// Nanoseconds since 1970: archives of the pod that are younger are this round's.
+        since_unix_ns: u64,
+    },
+    /// An archive of a round is complete. Nothing is restored from it.
+    Copied {
+        /// UID of the PodMigration.
+        migration: String,
+        /// Which and where.
+        archive: Archive,
+    },
+    /// The round has ended, and the pod runs.
+    CopyEnded {
         /// UID of the PodMigration.
         migration: String,
     },

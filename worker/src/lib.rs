@@ -27,6 +27,7 @@ pub mod metrics;
 pub mod rebuild;
 pub mod registry;
 pub mod restore;
+pub mod rounds;
 pub mod save;
 pub mod spans;
 pub mod store;

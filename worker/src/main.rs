@@ -143,7 +143,8 @@ fn data(config: &Config) -> Result<(Arc<DataPath>, Arc<Registry>)> {
         registry.clone(),
         config.state_dir.clone(),
         keys_dir,
-    );
+    )
+    .context("make the folder for bases")?;
     Ok((Arc::new(path), registry))
 }
 

@@ -2,7 +2,7 @@
 //! of its bytes and of ours.
 //!
 //! ```text
-//!  store ─► gather: new bytes, each proved ─► archive (a view) ─► edits ─► layer.json ─► sha256 ─► config, manifest
+//!  store ─► gather: new bytes, each proved ─► archive (a view, of bases too) ─► edits ─► layer.json ─► sha256 ─► config, manifest
 //! ```
 //! The layer differs from the archive where it must (`config.dump` names the base image as this node's registry serves
 //! it) and where CRIU would lose something (timers). It is never written out: the registry reads it through its plan.
@@ -31,6 +31,7 @@ use crate::{
         timerfd::{repair_files, repair_timers},
     },
     gather::{Archive, GatherError, gather},
+    rounds::Kept,
     spans::Traffic,
     store::Store,
 };
@@ -55,6 +56,8 @@ pub struct Recipe {
     pub container: String,
     /// Where the archive is, and its proof.
     pub archive: Archive,
+    /// The archive it is a difference to, on this node.
+    pub base: Option<Kept>,
     /// What `config.dump` is to name: the base image as this node's registry serves it.
     pub base_reference: String,
     /// The base image's digest and the id the runtime gives it, to compare with what the archive says it ran from.
@@ -148,10 +151,11 @@ pub async fn build(
     blocking(move || make_room(&room, needed_bytes)).await?;
     let files = Unfinished(folder.clone());
     let new = layer::new_path(&folder);
-    let gathered = gather(store, &recipe.archive, &new, traffic, progress).await;
-    let view = gathered.map_err(|source| not_gathered(&recipe, &folder, source))?;
+    let base = recipe.base.as_ref();
+    let gathered = gather(store, &recipe.archive, base, &new, traffic, progress).await;
+    let archive = gathered.map_err(|source| not_gathered(&recipe, &folder, source))?;
     let built = blocking(move || {
-        let layer = write_layer(&recipe, &folder, &view)?;
+        let layer = write_layer(&recipe, &folder, &archive)?;
         describe(&recipe, &folder, layer)
     })
     .await?;
@@ -251,13 +255,14 @@ async fn find(recipe: &Recipe, folder: &Path) -> Result<Option<Built>, RebuildEr
 fn write_layer(
     recipe: &Recipe,
     folder: &Path,
-    archive: &View,
+    archive: &Kept,
 ) -> Result<(String, u64), RebuildError> {
-    let parts =
-        archive::layer::plan(archive, edits(recipe)).map_err(|source| RebuildError::Archive {
+    let parts = archive::layer::plan(archive.view.as_ref(), edits(recipe)).map_err(|source| {
+        RebuildError::Archive {
             container: recipe.container.clone(),
             source,
-        })?;
+        }
+    })?;
     let at = |source| disk("write the layer's plan in", folder, source);
     let layer = Layer::write(folder, archive, parts).map_err(at)?;
     let digest = digest_of(layer.view()).map_err(|source| disk("read", folder, source))?;

@@ -35,7 +35,8 @@ impl Perform for NoOp {
         };
         let done = match due.step {
             Step::Recheck => Done::Rechecked,
-            Step::Prepare => Done::Prepared,
+            // Its plans have no rounds.
+            Step::Prepare | Step::Copy => Done::Prepared,
             Step::Hold => Done::Held(Checkpoint {
                 store_prefix: format!("checkpoints/{}/", due.id),
                 manifest_key: format!("checkpoints/{}/manifest", due.id),
@@ -100,6 +101,7 @@ pub fn submit(name: &str, pair: usize) -> Command {
         freeze_budget_ms: 3_600_000,
         freeze_predicted_ms: 1_000,
         archive_predicted_bytes: 1 << 26,
+        rounds_max: 0,
         timeout_ms: 3_600_000,
         warnings: Vec::new(),
         // A pod of ordinary size.
@@ -117,6 +119,7 @@ pub fn submit(name: &str, pair: usize) -> Command {
             freeze_max_ms: None,
             timeout_ms: None,
             dry_run: false,
+            rounds_max: None,
         },
         decision: Decision::Plan(Box::new(plan)),
         at_ms: unix_ms(),

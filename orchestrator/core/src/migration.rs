@@ -1,6 +1,7 @@
 //! A migration's life: phases, what is due in each, and what every outcome makes of it.
 //!
 //! ```text
+//!                    ┌─ Copying ─┐
 //! Planned ─► Preparing ─► Holding ─► Delivering ─► RESTORING ─► Retiring ─► Succeeded
 //!    │           │           │            │            │  ▲ commit: from here the target may run
 //!    └───────────┴───────────┴────────────┘            ▼
@@ -13,6 +14,7 @@
 //! | phase | who may run the pod | if everything dies now |
 //! | --- | --- | --- |
 //! | Planned, Preparing | source | nothing happened |
+//! | Copying | source | what was copied is a hint, nothing depends on it |
 //! | Holding | source, then nobody (held) | held or running; the step is asked again or undone |
 //! | Delivering | nobody (held) | the stored checkpoint is complete; the step is asked again |
 //! | Restoring | target, perhaps | the step is asked again until the truth is known |
@@ -42,6 +44,9 @@ pub enum Phase {
     Planned,
     /// The base images get to the target.
     Preparing,
+    /// Rounds: the target gets the pod's memory while the source runs on, so that only what changes afterwards is left
+    /// for the freeze.
+    Copying,
     /// The source is frozen, dumped and stored.
     Holding,
     /// The target fetches, verifies and rebuilds.
@@ -69,9 +74,10 @@ pub enum Phase {
 }
 
 /// Every phase, in the order above.
-pub const PHASES: [Phase; 14] = [
+pub const PHASES: [Phase; 15] = [
     Phase::Planned,
     Phase::Preparing,
+    Phase::Copying,
     Phase::Holding,
     Phase::Delivering,
     Phase::Restoring,
@@ -103,7 +109,9 @@ impl Phase {
     #[must_use]
     pub fn abortable(self) -> bool {
         match self {
-            Self::Planned | Self::Preparing | Self::Holding | Self::Delivering => true,
+            Self::Planned | Self::Preparing | Self::Copying | Self::Holding | Self::Delivering => {
+                true
+            }
             Self::Restoring
             | Self::Rescuing
             | Self::Retiring
@@ -123,6 +131,7 @@ impl Phase {
         match self {
             Self::Planned => Some(Step::Recheck),
             Self::Preparing => Some(Step::Prepare),
+            Self::Copying => Some(Step::Copy),
             Self::Holding => Some(Step::Hold),
             Self::Delivering => Some(Step::Deliver),
             Self::Restoring => Some(Step::Restore),
@@ -146,6 +155,8 @@ pub enum Step {
     Recheck,
     /// Base images on the target.
     Prepare,
+    /// A round: a checkpoint of the running source, kept by the target as a base.
+    Copy,
     /// Hold, dump, store, verify still held.
     Hold,
     /// Fetch, verify, rebuild on the target.
@@ -197,8 +208,18 @@ impl Outcome {
 pub enum Done {
     /// The plan still holds.
     Rechecked,
-    /// The target has the base images.
+    /// The target has the base images; the hold comes next.
     Prepared,
+    /// The target has the base images; rounds come next, for the plan has some. A word of its own: logs from before
+    /// there were rounds mean what they meant.
+    ReadyToCopy,
+    /// The target has another round.
+    Copied {
+        /// Which.
+        round: Round,
+        /// So much changed while it was sent that another one pays.
+        again: bool,
+    },
     /// The source is held and its checkpoint durable.
     Held(Checkpoint),
     /// The target has every byte.
@@ -241,6 +262,21 @@ pub struct Checkpoint {
     pub packs: u32,
     /// The source node's boot: another one means that the hold is gone.
     pub boot_id: String,
+}
+
+/// A checkpoint of the source while it ran: a base for what comes after it. Nobody restores from it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Round {
+    /// The manifest's key.
+    pub manifest_key: String,
+    /// blake3 of the manifest, hex.
+    pub manifest_blake3: String,
+    /// Bytes of the archives.
+    pub raw_bytes: u64,
+    /// Bytes that were stored.
+    pub stored_bytes: u64,
+    /// From the step's beginning until the target had it, milliseconds.
+    pub took_ms: u64,
 }
 
 /// A checkpoint image on the node that restores.
@@ -329,6 +365,12 @@ pub struct Migration {
     pub doubt: Option<Doubt>,
     /// The last failure of a step that is asked again.
     pub stuck: Option<Finding>,
+    /// Rounds that the target has, in order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rounds: Vec<Round>,
+    /// Why there are no more rounds: the migration goes on without, its freeze is longer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub copying_ended: Option<Finding>,
     /// The durable checkpoint, from Holding's end on.
     pub checkpoint: Option<Checkpoint>,
     /// The images on the target, from Delivering's end on.

@@ -20,6 +20,9 @@ pub struct Request {
     pub timeout_ms: Option<u64>,
     /// Only plan: show what would happen, then end.
     pub dry_run: bool,
+    /// Rounds before the freeze, at most; `None` leaves it to the planner.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rounds_max: Option<u32>,
 }
 
 /// How the target pod takes the source pod's place.
@@ -72,6 +75,9 @@ pub struct Plan {
     pub freeze_predicted_ms: u64,
     /// What the checkpoint will weigh by our reckoning, bytes.
     pub archive_predicted_bytes: u64,
+    /// Rounds before the freeze, at most. 0: everything is sent while the pod is frozen.
+    #[serde(default)]
+    pub rounds_max: u32,
     /// Give up before the commit when the migration is older than this, milliseconds.
     pub timeout_ms: u64,
     /// What will be different after the restore, word for word.

@@ -291,6 +291,8 @@ impl State {
             reason: None,
             doubt: None,
             stuck: None,
+            rounds: Vec::new(),
+            copying_ended: None,
             checkpoint: None,
             images: Vec::new(),
             restored: None,

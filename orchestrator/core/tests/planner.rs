@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use orchestrator_core::{
     id::{NodeName, PodRef},
     plan::{Plan, Request},
-    planner::plan,
+    planner::{another_round, plan},
     refusal::Finding,
     view::{
         ContainerView, ExpressionView, HostPortView, InspectionView, NodeView, PodTermView,
@@ -33,6 +33,7 @@ fn request() -> Request {
         freeze_max_ms: None,
         timeout_ms: None,
         dry_run: false,
+        rounds_max: None,
     }
 }
 
@@ -726,6 +727,47 @@ fn the_freeze_must_fit_its_budget() {
         },
         "FreezeTooLong: the freeze will take about 101500 ms, without a word from you it may take 60000 ms",
     );
+}
+
+#[test]
+fn rounds_are_planned_where_they_pay_and_both_nodes_have_room() {
+    let rounds = |asked: Option<u32>, change: fn(&mut View)| {
+        let mut view = good();
+        change(&mut view);
+        let request = Request {
+            rounds_max: asked,
+            ..request()
+        };
+        plan(&request, &view).unwrap().rounds_max
+    };
+    assert_eq!(rounds(None, |_| ()), 3, "150 MB");
+    let small = |v: &mut View| seen(v).archive_bytes = 143_999_999;
+    assert_eq!(rounds(None, small), 0);
+    assert_eq!(rounds(Some(2), small), 2, "the user's word");
+    assert_eq!(rounds(Some(9), small), 5, "within reason");
+    assert_eq!(rounds(Some(0), |_| ()), 0);
+    // One copy more than the checkpoint needs anyway: 4 on the source, 3 on the target.
+    let source_full = |v: &mut View| worker(source(v)).free_bytes = 749_999_999;
+    let target_full = |v: &mut View| worker(target(v)).free_bytes = 599_999_999;
+    for full in [source_full, target_full] {
+        assert_eq!(rounds(None, full), 0);
+        assert_eq!(rounds(Some(1), full), 0);
+    }
+}
+
+#[test]
+fn another_round_is_made_after_a_long_one_or_by_the_users_word() {
+    let planned = plan(&request(), &good()).unwrap();
+    let again = |asked: Option<u32>, rounds: usize, took_ms: u64| {
+        let request = Request {
+            rounds_max: asked,
+            ..request()
+        };
+        another_round(&planned, &request, rounds, took_ms)
+    };
+    assert!(again(None, 1, 10_000) && !again(None, 1, 9_999));
+    assert!(again(Some(3), 2, 1));
+    assert!(!again(Some(3), 3, 60_000), "as many as planned");
 }
 
 fn plan_of(request: &Request) -> Result<Plan, Vec<Finding>> {

@@ -91,7 +91,7 @@ fn migrations_wait_their_turn_and_all_get_it() {
         );
         let done = match due.step {
             Step::Recheck => Done::Rechecked,
-            Step::Prepare => Done::Prepared,
+            Step::Prepare | Step::Copy => Done::Prepared,
             Step::Hold => Done::Held(given::checkpoint()),
             Step::Deliver => Done::Delivered(vec![]),
             Step::Restore => Done::Restored(given::restored("node2")),

@@ -135,6 +135,10 @@ pub struct PodArguments {
     /// The longest acceptable freeze, as 2s or 800ms [default: what the pod's liveness probes bear]
     #[arg(long, value_parser = humantime::parse_duration, value_name = "DURATION")]
     pub max_freeze: Option<Duration>,
+    /// Rounds before the freeze, at most 5: the running pod's memory is sent ahead, each time with a short stall
+    /// [default: as many as pay; 0: none]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(0..=5), value_name = "N")]
+    pub rounds: Option<u32>,
     /// Ask this address all the while, and say how long nobody answered (a Service's, as http://10.96.12.7:8080/)
     #[arg(long, value_name = "URL", conflicts_with = "dry_run")]
     pub probe: Option<Address>,

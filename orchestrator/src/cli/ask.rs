@@ -82,6 +82,7 @@ fn request(namespace: &str, arguments: &PodArguments, now_unix_ns: u128) -> PodM
         timeout,
         wait: _,
         max_freeze,
+        rounds,
         probe: _,
         output: _,
     } = arguments;
@@ -103,6 +104,7 @@ fn request(namespace: &str, arguments: &PodArguments, now_unix_ns: u128) -> PodM
             // Rounded up: half a second asked for is not none.
             timeout_seconds: Some(timeout.as_secs() + u64::from(timeout.subsec_nanos() > 0)),
             dry_run: *dry_run,
+            rounds: *rounds,
         },
         status: None,
     }
@@ -227,6 +229,7 @@ mod tests {
             timeout: Duration::from_millis(1_500),
             wait: true,
             max_freeze: Some(Duration::from_secs(2)),
+            rounds: Some(2),
             probe: None,
             output: None,
         };
@@ -236,5 +239,6 @@ mod tests {
         assert_eq!(object.spec.timeout_seconds, Some(2));
         assert_eq!(object.spec.max_freeze_milliseconds, Some(2_000));
         assert!(object.spec.dry_run);
+        assert_eq!(object.spec.rounds, Some(2));
     }
 }

@@ -66,6 +66,7 @@ pub fn exit_code(status: &PodMigrationStatus) -> u8 {
         Standing::In(
             Phase::Planned
             | Phase::Preparing
+            | Phase::Copying
             | Phase::Holding
             | Phase::Delivering
             | Phase::Restoring
@@ -88,6 +89,9 @@ pub fn explained(phase: Phase) -> &'static str {
     match phase {
         Phase::Planned => "planned; both nodes are checked again",
         Phase::Preparing => "the target gets the base images; the pod runs on the source",
+        Phase::Copying => {
+            "the target gets the pod's memory ahead; the pod runs on the source, with a short stall"
+        }
         Phase::Holding => "the pod is frozen on the source, dumped and stored",
         Phase::Delivering => {
             "the target fetches, verifies and rebuilds the checkpoint; the pod is frozen"
@@ -127,8 +131,8 @@ mod tests {
         }
         assert_eq!(standing(&in_phase("")), Standing::Asked);
         assert_eq!(
-            standing(&in_phase("Copying")),
-            Standing::Unreadable("Copying".to_owned())
+            standing(&in_phase("Beaming")),
+            Standing::Unreadable("Beaming".to_owned())
         );
     }
 
@@ -138,7 +142,7 @@ mod tests {
             let code = exit_code(&in_phase(&phase.to_string()));
             assert_eq!(code == EXIT_IN_DOUBT, !phase.ended(), "{phase}");
         }
-        assert_eq!(exit_code(&in_phase("Copying")), EXIT_IN_DOUBT);
+        assert_eq!(exit_code(&in_phase("Beaming")), EXIT_IN_DOUBT);
     }
 
     #[test]

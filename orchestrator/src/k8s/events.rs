@@ -116,6 +116,7 @@ fn words(migration: &Migration) -> (EventType, String) {
     match migration.phase {
         Phase::Planned => (normal, format!("will be moved from {source} to {target}")),
         Phase::Preparing => (normal, format!("its images are brought to {target}")),
+        Phase::Copying => (normal, format!("its memory is sent ahead to {target}")),
         Phase::Holding => (normal, format!("is frozen on {source} and stored")),
         Phase::Delivering => (normal, format!("its checkpoint is brought to {target}")),
         Phase::Restoring => (normal, format!("is restored on {target}")),

@@ -205,6 +205,7 @@ pub fn request(object: &PodMigration) -> Request {
             .timeout_seconds
             .map(|seconds| seconds.saturating_mul(1000)),
         dry_run: spec.dry_run,
+        rounds_max: spec.rounds,
     }
 }
 

@@ -58,13 +58,18 @@ pub struct PodMigrationSpec {
     /// Only plan: status shows the plan, the prediction and every refusal; nothing is changed.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub dry_run: bool,
+    /// Rounds before the freeze, at most 5: in each, the running pod's memory is sent ahead, which makes the freeze
+    /// shorter and stalls the pod for a moment. 0: none. Left out: as many as pay.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(max = 5))]
+    pub rounds: Option<u32>,
 }
 
 /// What became of it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct PodMigrationStatus {
-    /// Planned, Preparing, Holding, Delivering, Restoring, Rescuing, Retiring, Releasing, or an end: Succeeded,
+    /// Planned, Preparing, Copying, Holding, Delivering, Restoring, Rescuing, Retiring, Releasing, or an end: Succeeded,
     /// RolledBack, Rescued, Refused, Previewed, Abandoned.
     pub phase: String,
     /// The log index at which the phase was entered.
@@ -108,9 +113,15 @@ pub struct PodMigrationStatus {
     /// The same in milliseconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub freeze_milliseconds: Option<u64>,
-    /// What was moved.
+    /// What was moved under the freeze.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bytes: Option<StatusBytes>,
+    /// What was sent ahead while the pod ran, round by round.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub rounds: Vec<StatusRound>,
+    /// Why there are no more rounds; the migration went on without.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rounds_ended: Option<StatusFinding>,
     /// How far the step under way has come, at most once a second.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub progress: Option<StatusProgress>,
@@ -167,6 +178,18 @@ pub struct StatusPlan {
     pub freeze_predicted_milliseconds: u64,
     /// The checkpoint will weigh this much by our reckoning, bytes.
     pub checkpoint_predicted_bytes: u64,
+    /// Rounds before the freeze, at most.
+    pub rounds_max: u32,
+}
+
+/// A round that was sent ahead.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct StatusRound {
+    /// What was sent.
+    pub bytes: StatusBytes,
+    /// Until the target had it, milliseconds.
+    pub took_milliseconds: u64,
 }
 
 /// What was moved, as numbers and as people read them.

@@ -6,14 +6,14 @@ pub mod board;
 use k8s_openapi::jiff::Timestamp;
 use orchestrator_core::{
     id::UnixMs,
-    migration::{Migration, Phase, Span},
+    migration::{Migration, Phase, Round, Span},
     plan::{CheckpointVia, Handover, Plan, RestoreVia},
     refusal::Finding,
 };
 
 use super::resource::{
     InDoubt, PhaseTime, PodMigrationStatus, StatusBytes, StatusCondition, StatusFinding,
-    StatusPlan, StatusSpan,
+    StatusPlan, StatusRound, StatusSpan,
 };
 
 /// The whole status but for progress, which the log doesn't know. The same migration gives the same status, on every
@@ -47,6 +47,8 @@ pub fn project(migration: &Migration) -> PodMigrationStatus {
             .checkpoint
             .as_ref()
             .map(|c| bytes(c.raw_bytes, c.stored_bytes)),
+        rounds: migration.rounds.iter().map(round).collect(),
+        rounds_ended: migration.copying_ended.as_ref().map(finding),
         progress: None,
         phases: migration
             .entered
@@ -108,6 +110,14 @@ fn status_plan(plan: &Plan) -> StatusPlan {
         freeze_budget_milliseconds: plan.freeze_budget_ms,
         freeze_predicted_milliseconds: plan.freeze_predicted_ms,
         checkpoint_predicted_bytes: plan.archive_predicted_bytes,
+        rounds_max: plan.rounds_max,
+    }
+}
+
+fn round(round: &Round) -> StatusRound {
+    StatusRound {
+        bytes: bytes(round.raw_bytes, round.stored_bytes),
+        took_milliseconds: round.took_ms,
     }
 }
 
@@ -157,6 +167,7 @@ fn conditions(migration: &Migration) -> Vec<StatusCondition> {
         | Phase::Abandoned => "False",
         Phase::Planned
         | Phase::Preparing
+        | Phase::Copying
         | Phase::Holding
         | Phase::Delivering
         | Phase::Restoring

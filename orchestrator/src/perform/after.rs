@@ -233,11 +233,10 @@ impl Act<'_> {
         images: &[Image],
         within: Duration,
     ) -> Result<(), Ended> {
-        let store_prefix = match (&self.migration.checkpoint, store) {
-            (Some(checkpoint), true) => checkpoint.store_prefix.clone(),
-            // A hold that failed in the middle may have stored packs: everything below the migration goes.
-            (None, true) => format!("checkpoints/{}/", self.due.id),
-            (_, false) => String::new(),
+        // Rounds, attempts that failed in the middle, the checkpoint: everything below the migration goes.
+        let store_prefix = match store {
+            true => format!("checkpoints/{}/", self.due.id),
+            false => String::new(),
         };
         let tidy = wire::Tidy {
             store_prefix,

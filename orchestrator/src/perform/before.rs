@@ -85,7 +85,11 @@ impl Act<'_> {
         {
             return Err(Ended::pod_deleted(self.plan));
         }
-        Ok(Outcome::Done(Done::Prepared))
+        Ok(Outcome::Done(if self.plan.rounds_max > 0 {
+            Done::ReadyToCopy
+        } else {
+            Done::Prepared
+        }))
     }
 
     /// Lets the node pull what it lacks. Gives what it lacks then, and why.
@@ -167,7 +171,7 @@ impl Act<'_> {
         clippy::result_large_err,
         reason = "an outcome ends a step: made once, copied once"
     )]
-    fn patience(&self, ended: Result<Outcome, Ended>) -> Result<Outcome, Ended> {
+    pub(super) fn patience(&self, ended: Result<Outcome, Ended>) -> Result<Outcome, Ended> {
         let Err(Ended(Outcome::Unknown(what))) = ended else {
             return ended;
         };

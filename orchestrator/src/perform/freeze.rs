@@ -6,7 +6,7 @@ use orchestrator_core::{
 };
 use proto::worker::{self as wire, answer, question, step_report, step_request};
 
-use super::{Act, Ended, LONG_STEP_WITHIN, core_images};
+use super::{Act, Ended, LONG_STEP_WITHIN, copy::base, core_images};
 
 impl Act<'_> {
     pub(super) async fn hold(&mut self) -> Result<Outcome, Ended> {
@@ -19,6 +19,7 @@ impl Act<'_> {
                 .freeze_budget_ms
                 .saturating_sub(crate::driver::RESTORE_RESERVE_MS),
             keep_archives: false,
+            base: self.migration.rounds.last().map(base),
         };
         let source = self.plan.source.clone();
         let report = self
@@ -86,7 +87,8 @@ impl Act<'_> {
                 step_report::Result::Held(_)
                 | step_report::Result::Released(_)
                 | step_report::Result::Exported(_)
-                | step_report::Result::Barred(_),
+                | step_report::Result::Barred(_)
+                | step_report::Result::Copied(_),
             )
             | None => Err(Ended::unknown(
                 "WorkerConfused",

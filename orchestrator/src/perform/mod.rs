@@ -15,6 +15,7 @@
 mod after;
 mod before;
 mod commit;
+mod copy;
 mod freeze;
 mod rescue;
 #[cfg(test)]
@@ -262,6 +263,7 @@ impl Perform for World {
         let ended = match due.step {
             Step::Recheck => act.recheck().await,
             Step::Prepare => act.prepare().await,
+            Step::Copy => act.copy().await,
             Step::Hold => act.hold().await,
             Step::Deliver => act.deliver().await,
             Step::Restore => act.restore().await,

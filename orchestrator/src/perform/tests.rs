@@ -82,6 +82,7 @@ pub(crate) fn plan() -> Plan {
         freeze_budget_ms: 60_000,
         freeze_predicted_ms: 1_000,
         archive_predicted_bytes: 1,
+        rounds_max: 1,
         timeout_ms: 600_000,
         warnings: vec![],
         target_pod: "{}".to_owned(),
@@ -101,6 +102,7 @@ async fn submitted(model: &Arc<Model>) -> Arc<Log> {
         freeze_max_ms: None,
         timeout_ms: None,
         dry_run: false,
+        rounds_max: None,
     };
     let decision = Decision::Plan(Box::new(plan.clone()));
     let command = Command::Submit {
@@ -184,6 +186,7 @@ async fn check(trouble: Option<Trouble>) -> (Phase, usize) {
         ),
         Phase::Planned
         | Phase::Preparing
+        | Phase::Copying
         | Phase::Holding
         | Phase::Delivering
         | Phase::Restoring
@@ -206,8 +209,8 @@ async fn the_good_day() {
 async fn the_trace_has_every_commit_between_two_steps_and_every_question_who_leads() {
     let ended = run(&Arc::new(Model::new(None))).await;
     let count = |name: &str| ended.spans.iter().filter(|span| span.name == name).count();
-    // Of six steps three begin in Kubernetes.
-    assert_eq!((count("commit"), count("ask a majority")), (5, 3));
+    // Of seven steps three begin in Kubernetes.
+    assert_eq!((count("commit"), count("ask a majority")), (6, 3));
 }
 
 /// Doesn't know for the first fifty times.

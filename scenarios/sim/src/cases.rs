@@ -34,7 +34,7 @@ const fn case(
 }
 
 /// All of them.
-pub const CASES: [Case; 22] = [
+pub const CASES: [Case; 23] = [
     case("good-day", "nothing goes wrong", three, &["Succeeded"]),
     case(
         "reboot-ends-the-hold",
@@ -71,6 +71,12 @@ pub const CASES: [Case; 22] = [
         "the source's worker loses its journal while it holds the pod",
         || in_phase(Phase::Holding, 150, Misfortune::Forget(SOURCE.to_owned())),
         &["RolledBack"],
+    ),
+    case(
+        "worker-dies-in-a-round",
+        "the source's worker dies while it copies the running pod, and may leave it paused",
+        dead_in_a_round,
+        &["Succeeded"],
     ),
     case(
         "nobody-thaws",
@@ -197,6 +203,12 @@ fn kill(process: &str) -> Misfortune {
 
 fn delete() -> Misfortune {
     Misfortune::DeletePod("pod1".to_owned())
+}
+
+fn dead_in_a_round() -> Schedule {
+    let mut schedule = in_phase(Phase::Copying, 150, kill("worker-node1"));
+    schedule.rounds_max = 1;
+    schedule
 }
 
 fn broken_target() -> Schedule {

@@ -3,7 +3,6 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    path::PathBuf,
     time::Duration,
 };
 
@@ -11,13 +10,13 @@ use async_trait::async_trait;
 use proto::{
     cri,
     worker::{
-        Container, Deliver, Delivered, DeliveredImage, Disarm, ExportImages, ExportedImages,
-        HasImages, ImportImages, Span, Tidy, Verified, Verify, Withdraw,
+        Base, Container, Deliver, Delivered, DeliveredImage, Disarm, ExportImages, ExportedImages,
+        HasImages, ImportImages, Receive, Span, Tidy, Verified, Verify, Withdraw,
     },
 };
 use worker::{
     containerd::TaskState,
-    data::{Data, DataError, ProgressFn, Saved},
+    data::{Data, DataError, ProgressFn, Saved, Stores},
     restore::verify::judge_pod,
 };
 
@@ -40,13 +39,13 @@ pub fn prefix(migration: &str) -> String {
 
 #[async_trait]
 impl Data for Hands {
-    async fn save(
-        &self,
-        migration: &str,
-        prefix: &str,
-        archives: &[(String, PathBuf)],
-        _progress: &ProgressFn,
-    ) -> Result<Saved, DataError> {
+    async fn save(&self, what: Stores<'_>, _progress: &ProgressFn) -> Result<Saved, DataError> {
+        let Stores {
+            migration,
+            prefix,
+            archives,
+            base: _,
+        } = what;
         let mut memories = BTreeMap::new();
         let mut packs = Vec::new();
         let mut pod = String::new();
@@ -87,6 +86,28 @@ impl Data for Hands {
         let put = self.store.put_manifest(&manifest_key, manifest).await;
         put.map_err(DataError)?;
         Ok(saved)
+    }
+
+    async fn copy(&self, what: Stores<'_>, progress: &ProgressFn) -> Result<Saved, DataError> {
+        self.save(what, progress).await
+    }
+
+    /// A round is a hint: its bytes are read, and nothing else comes of it.
+    async fn receive(
+        &self,
+        _migration: &str,
+        request: &Receive,
+        _progress: &ProgressFn,
+    ) -> Result<Vec<Span>, DataError> {
+        let Base {
+            manifest_key,
+            manifest_blake3,
+        } = request.round.clone().unwrap_or_default();
+        let manifest = self.store.manifest(&manifest_key, &manifest_blake3).await;
+        for pack in &manifest.map_err(DataError)?.packs {
+            self.store.pack(pack).await.map_err(DataError)?;
+        }
+        Ok(Vec::new())
     }
 
     async fn deliver(

@@ -87,6 +87,9 @@ fn is_fence(entry: &Entry) -> bool {
         | Entry::HoldEnded { .. }
         | Entry::ArchivesRemoved { .. }
         | Entry::Barring { .. }
-        | Entry::BarEnded { .. } => false,
+        | Entry::BarEnded { .. }
+        | Entry::Copying { .. }
+        | Entry::Copied { .. }
+        | Entry::CopyEnded { .. } => false,
     }
 }

@@ -77,6 +77,7 @@ impl Ledger {
             Phase::Succeeded | Phase::Rescued => source_left(inner, migration),
             Phase::Planned
             | Phase::Preparing
+            | Phase::Copying
             | Phase::Holding
             | Phase::Restoring
             | Phase::Rescuing

@@ -73,6 +73,9 @@ impl Hands {
     }
 }
 
+/// Of dumps of running containers.
+const STAYS_PAUSED_PER_MILLE: u64 = 60;
+
 fn said(doing: &'static str, id: &str, what: &str) -> ContainerdError {
     ContainerdError::new(doing, id, Status::failed_precondition(what.to_owned()))
 }
@@ -308,11 +311,21 @@ impl Hands {
             let container = machine
                 .container_mut(id)
                 .filter(|c| c.is_alive() && !frozen);
-            container.map(|c| c.dumping = true).is_some()
+            container.map(|c| {
+                c.dumping = true;
+                // Of a running one the runtime stops the task for the dump.
+                let ran = c.state == TaskState::Running && !c.said_paused;
+                if ran {
+                    c.state = TaskState::Paused;
+                }
+                ran
+            })
         });
-        if !begun {
+        let Some(ran) = begun else {
             return Err("the container can't be dumped".to_owned());
-        }
+        };
+        // And now and then a runtime that fails doesn't let it go on.
+        let goes_on = ran && !self.sim.hits(STAYS_PAUSED_PER_MILLE);
         self.sim
             .event(&self.node, format_args!("dump of {id} begins"));
         self.sim.rest(50..=300).await;
@@ -324,6 +337,9 @@ impl Hands {
             let machine = inner.truth.machine(&self.node);
             let container = machine.container_mut(id)?;
             container.dumping = false;
+            if goes_on && container.state == TaskState::Paused {
+                container.state = TaskState::Running;
+            }
             let alive = container.is_alive() && !fails;
             let memory = container.memory.filter(|_| alive)?;
             let path = PathBuf::from(format!("/archives/{}-{number}.tar", subject.container));

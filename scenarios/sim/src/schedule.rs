@@ -71,6 +71,8 @@ pub struct Schedule {
     pub calm_at_ms: u64,
     /// When snapshots are taken.
     pub limits: Limits,
+    /// Rounds before each freeze.
+    pub rounds_max: u32,
 }
 
 impl Schedule {
@@ -104,6 +106,7 @@ impl Schedule {
             faults,
             calm_at_ms: 0,
             limits: LIMITS,
+            rounds_max: 0,
         }
     }
 
@@ -113,6 +116,8 @@ impl Schedule {
         let mut dice = Dice::new(seed, 1);
         let dice = &mut dice;
         let mut schedule = Self::quiet(seed);
+        // Every fourth, and two with each: the dice of the others fall as they did before there were rounds.
+        schedule.rounds_max = if seed % 4 == 1 { 2 } else { 0 };
         schedule.peers = if dice.hits(300) { 1 } else { 3 };
         let nodes = dice.of(2..=3);
         schedule.nodes = (1..=nodes).map(|n| node(dice, n)).collect();

@@ -72,6 +72,8 @@ struct Stage {
     clocks: BTreeMap<String, WallClock>,
     nodes: Vec<String>,
     calm_at_ms: u64,
+    /// Of every plan.
+    rounds_max: u32,
 }
 
 impl Stage {
@@ -83,6 +85,7 @@ impl Stage {
             clocks: clocks(&schedule),
             nodes: schedule.nodes.iter().map(|n| n.name.clone()).collect(),
             calm_at_ms: schedule.calm_at_ms,
+            rounds_max: schedule.rounds_max,
         });
         stage.start_processes(&schedule);
         let mut users = tokio::task::JoinSet::new();
@@ -230,6 +233,7 @@ impl Stage {
                 freeze_budget_ms: wish.freeze_budget_ms,
                 freeze_predicted_ms: 1_000,
                 archive_predicted_bytes: 1,
+                rounds_max: self.rounds_max,
                 timeout_ms: 60_000,
                 warnings: Vec::new(),
                 target_pod: object_of(pod, others[target]).to_string(),
@@ -244,6 +248,8 @@ impl Stage {
             freeze_max_ms: None,
             timeout_ms: None,
             dry_run: false,
+            // A word of the user: each round is followed by another one.
+            rounds_max: Some(self.rounds_max),
         };
         Command::Submit {
             id: id.into(),

@@ -204,6 +204,7 @@ fn elsewhere(state: &orchestrator_core::state::State, pod: &str, node: &str) -> 
         Phase::RolledBack | Phase::Rescued => &plan.source,
         Phase::Planned
         | Phase::Preparing
+        | Phase::Copying
         | Phase::Holding
         | Phase::Delivering
         | Phase::Restoring

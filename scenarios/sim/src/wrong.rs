@@ -81,7 +81,9 @@ impl Nodes for WrongNodes {
             | step_request::Kind::Tidy(_)
             | step_request::Kind::ExportImages(_)
             | step_request::Kind::ImportImages(_)
-            | step_request::Kind::Bar(_) => kind,
+            | step_request::Kind::Bar(_)
+            | step_request::Kind::Copy(_)
+            | step_request::Kind::Receive(_) => kind,
         };
         let report = self
             .workers

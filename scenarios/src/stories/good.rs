@@ -6,6 +6,7 @@ mod images;
 mod many;
 mod moto;
 mod redis;
+mod rounds;
 
 pub use appearance::{abort_by_deletion, looks_the_same};
 pub use containers::{sidecar_and_finished_init, two_containers};
@@ -13,6 +14,7 @@ pub use images::{by_pull, by_secret, through_the_store};
 pub use many::ten_at_once;
 pub use moto::moto;
 pub use redis::redis_under_load;
+pub use rounds::{lost as rounds_lost, sent_ahead};
 
 use super::{Stage, client::Client};
 use crate::{

@@ -169,6 +169,20 @@ impl Seen {
         self.0["status"]["freeze"].as_str()
     }
 
+    /// Bytes sent under the freeze.
+    pub fn sent(&self) -> Result<u64> {
+        let sent = self.0["status"]["bytes"]["sentBytes"].as_u64();
+        sent.context("nothing was sent")
+    }
+
+    /// Bytes sent before it, by round.
+    pub fn sent_ahead(&self) -> Vec<u64> {
+        let rounds = self.0["status"]["rounds"].as_array().into_iter().flatten();
+        rounds
+            .filter_map(|round| round["bytes"]["sentBytes"].as_u64())
+            .collect()
+    }
+
     /// Why it was undone.
     pub fn reason(&self) -> String {
         let reason = &self.0["status"]["reason"];

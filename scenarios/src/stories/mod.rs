@@ -91,6 +91,16 @@ fn good_days() -> Vec<Story> {
             tell: good::sidecar_and_finished_init,
         },
         Story {
+            name: "rounds",
+            about: "memory that was sent ahead while the pod ran is not sent again under the freeze",
+            tell: good::sent_ahead,
+        },
+        Story {
+            name: "rounds-lost",
+            about: "a migration goes on when either node loses what was sent ahead",
+            tell: good::rounds_lost,
+        },
+        Story {
             name: "ten-at-once",
             about: "ten migrations asked for at once all end, none twice, none lost",
             tell: good::ten_at_once,

@@ -31,6 +31,9 @@ pub struct Manifest {
     pub created_unix_ns: u64,
     /// The lineage's data key as an age file, in base64.
     pub wrapped_key: String,
+    /// The checkpoint that this one is a difference to; none: it stands alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base: Option<Object>,
     /// One archive for each container, in the pod's order.
     pub containers: Vec<Container>,
 }

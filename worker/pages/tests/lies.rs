@@ -111,6 +111,7 @@ fn manifest(key: &DataKey, identity: &Identity) -> Manifest {
         migration: "0b7ee2c5-6f02-4a2b-8f36-7b1d0f6f3a11".to_owned(),
         created_unix_ns: 1_764_000_000_123_456_789,
         wrapped_key: wrap(key, &[identity.recipient()]).expect("one recipient"),
+        base: None,
         containers: vec![Container {
             name: "kuard".to_owned(),
             size: 8_389_120,

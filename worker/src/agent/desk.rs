@@ -179,9 +179,13 @@ fn was_a_look(report: &StepReport) -> bool {
     match &report.result {
         Some(StepResult::Barred(_)) => true,
         Some(StepResult::Released(released)) => released.doomed,
-        Some(StepResult::Held(_) | StepResult::Delivered(_) | StepResult::Exported(_)) | None => {
-            false
-        }
+        Some(
+            StepResult::Held(_)
+            | StepResult::Delivered(_)
+            | StepResult::Exported(_)
+            | StepResult::Copied(_),
+        )
+        | None => false,
     }
 }
 
@@ -189,9 +193,12 @@ fn was_a_look(report: &StepReport) -> bool {
 /// again in the same phase, until they succeed.
 fn leads_elsewhere(kind: StepKind) -> bool {
     match kind {
-        StepKind::Hold | StepKind::Deliver | StepKind::ExportImages | StepKind::ImportImages => {
-            true
-        }
+        StepKind::Hold
+        | StepKind::Deliver
+        | StepKind::ExportImages
+        | StepKind::ImportImages
+        | StepKind::Copy
+        | StepKind::Receive => true,
         StepKind::Disarm
         | StepKind::Destroy
         | StepKind::Release

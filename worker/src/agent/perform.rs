@@ -55,6 +55,8 @@ pub(super) fn key(request: &StepRequest) -> Option<StepKey> {
         step_request::Kind::ExportImages(_) => StepKind::ExportImages,
         step_request::Kind::ImportImages(_) => StepKind::ImportImages,
         step_request::Kind::Bar(_) => StepKind::Bar,
+        step_request::Kind::Copy(_) => StepKind::Copy,
+        step_request::Kind::Receive(_) => StepKind::Receive,
     };
     Some(StepKey {
         migration: request.migration_id.clone(),
@@ -171,6 +173,22 @@ impl Performer {
                     .await;
                 held.map_or_else(of_hold, |held| Ended::Done(Some(StepResult::Held(held))))
             }
+            Kind::Copy(copy) => {
+                let copied = self
+                    .holder
+                    .copy(key, copy, data, timeline, progress, superseded)
+                    .await;
+                copied.map_or_else(of_hold, |copied| {
+                    Ended::Done(Some(StepResult::Copied(copied)))
+                })
+            }
+            Kind::Receive(receive) => {
+                let received = data.receive(migration, receive, progress).await;
+                received.map_or_else(of_data, |spans| {
+                    timeline.extend(spans);
+                    Ended::Done(None)
+                })
+            }
             Kind::Release(release) => {
                 let released = self.holder.release(migration, release, timeline).await;
                 released.map_or_else(in_doubt, |released| {
@@ -263,9 +281,9 @@ impl Performer {
         let removed = async {
             // With the hold's beginning also archives whose names nobody told us are found: a dump that was under way
             // when we died was finished by the kubelet.
-            let held = self.journal.recall().await?.migration(&key.migration).hold;
+            let known = self.journal.recall().await?.migration(&key.migration);
             self.holder
-                .remove_archives(&key.migration, &pod, held.as_ref())
+                .remove_archives(&key.migration, &pod, known.since_unix_ns())
                 .await
         };
         if let Err(error) = removed.await {
@@ -374,7 +392,9 @@ fn urgency(kind: StepKind) -> Urgency {
         | StepKind::Deliver
         | StepKind::Disarm
         | StepKind::ExportImages
-        | StepKind::ImportImages => Urgency::Ordinary,
+        | StepKind::ImportImages
+        | StepKind::Copy
+        | StepKind::Receive => Urgency::Ordinary,
     }
 }
 

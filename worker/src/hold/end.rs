@@ -10,7 +10,7 @@ use proto::worker::{Pod, Release, Released};
 use super::{HoldError, Holder, Sight, Timeline, see};
 use crate::{
     containerd::{Task, TaskState},
-    journal::{Entry, HoldFacts, Urgency},
+    journal::{Entry, Urgency},
 };
 
 /// containerd needs some ten milliseconds to notice the end of a killed process; the shim of a busy node more.
@@ -41,7 +41,7 @@ impl Holder {
     ) -> Result<Released, HoldError> {
         let pod = &request.pod.clone().unwrap_or_default();
         let start = self.node.unix_ns();
-        let hold = self.journal.recall().await?.migration(migration).hold;
+        let known = self.journal.recall().await?.migration(migration);
         for container in &pod.containers {
             if !self.node.end_dump(&container.container_id).await {
                 return Err(HoldError::DumpStuck {
@@ -83,7 +83,8 @@ impl Holder {
                 .err()
                 .unwrap_or_default()
         };
-        self.remove_archives(migration, pod, hold.as_ref()).await?;
+        self.remove_archives(migration, pod, known.since_unix_ns())
+            .await?;
         let entry = Entry::HoldEnded {
             migration: migration.to_owned(),
         };
@@ -121,7 +122,7 @@ impl Holder {
 
     /// Undoes lock 1. A dump that was ended midway leaves the container thawed while containerd still counts it as
     /// paused, and its runtime resumes only what is frozen: then it is frozen again for that moment.
-    async fn resume(&self, uid: &str, id: &str) -> Result<(), HoldError> {
+    pub(super) async fn resume(&self, uid: &str, id: &str) -> Result<(), HoldError> {
         let Err(error) = self.node.resume(id).await else {
             return Ok(());
         };
@@ -217,18 +218,24 @@ impl Holder {
         }
     }
 
-    /// Removes the archives of a migration from this node; those that are gone are no error.
+    /// Removes the archives of a migration from this node, those of its rounds too; those that are gone are no error.
+    /// `since_unix_ns`: nobody may have told us the names of those that were begun after that.
     pub async fn remove_archives(
         &self,
         migration: &str,
         pod: &Pod,
-        hold: Option<&HoldFacts>,
+        since_unix_ns: Option<u64>,
     ) -> Result<(), HoldError> {
-        let known = self.journal.recall().await?.migration(migration).archives;
-        let mut paths: Vec<PathBuf> = known.into_iter().map(|archive| archive.path).collect();
-        if let Some(hold) = hold {
-            // A dump that was given up leaves a part of an archive, whose name nobody told us.
-            let since = UNIX_EPOCH + Duration::from_nanos(hold.paused_unix_ns);
+        let known = self.journal.recall().await?.migration(migration);
+        let mut paths: Vec<PathBuf> = known
+            .archives
+            .into_iter()
+            .chain(known.copies)
+            .map(|archive| archive.path)
+            .collect();
+        if let Some(since) = since_unix_ns {
+            // A dump that was given up leaves a part of an archive.
+            let since = UNIX_EPOCH + Duration::from_nanos(since);
             paths.extend(self.node.strays(pod, since));
         }
         for path in paths {

@@ -25,7 +25,7 @@ pub enum HoldError {
     HeldBefore { revision: u64 },
     #[error("the snapshot is stale: {when}, {why}")]
     Stale { when: &'static str, why: String },
-    #[error("{doing} took longer than the freeze may last ({} ms)", budget.as_millis())]
+    #[error("{doing} took longer than it may ({} ms)", budget.as_millis())]
     OverBudget {
         doing: &'static str,
         budget: Duration,

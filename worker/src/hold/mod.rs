@@ -18,6 +18,7 @@
 //! on from there; in every other case it has failed.
 
 mod bar;
+mod copy;
 mod end;
 mod error;
 mod node;
@@ -40,7 +41,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     checkpoint::{CheckpointError, Checkpointer, Subject, proof},
     containerd::TaskState,
-    data::{Data, ProgressFn, Saved},
+    data::{Data, ProgressFn, Saved, Stores},
     journal::{Archive, Entry, HoldFacts, Journal, StepKey, Urgency},
 };
 
@@ -81,6 +82,8 @@ struct Attempt<'a> {
     pod: &'a Pod,
     facts: HoldFacts,
     budget: Duration,
+    /// What the tasks are to do while they are dumped: stand still for a hold, run for a round.
+    wanted: TaskState,
     timeline: &'a mut Timeline,
     /// A newer step of the migration is wanted.
     superseded: &'a CancellationToken,
@@ -116,6 +119,7 @@ impl Holder {
             pod,
             facts,
             budget,
+            wanted: TaskState::Paused,
             timeline,
             superseded,
         };
@@ -127,6 +131,7 @@ impl Holder {
         let Saved {
             manifest_key,
             manifest_blake3,
+            manifest_bytes: _,
             raw_bytes,
             stored_bytes,
             packs,
@@ -277,20 +282,8 @@ impl Attempt<'_> {
             .journal
             .append(vec![entry], Urgency::Ordinary)
             .await?;
-        let start = self.holder.node.unix_ns();
-        let path = self.call(container).await?;
-        self.still(TaskState::Paused, "after the dump").await?;
-        let proof = self.prove(container, &path).await?;
-        let mut facts = proof.statistics;
-        facts.insert("bytes".to_owned(), proof.bytes.to_string());
-        let end = self.holder.node.unix_ns();
-        self.timeline
-            .ended_with(format!("checkpoint {name}"), start, end, facts);
-        let archive = Archive {
-            container: name.clone(),
-            container_id: id.clone(),
-            path: path.clone(),
-        };
+        let archive = self.archive(container).await?;
+        let path = archive.path.clone();
         let entry = Entry::Archived {
             migration: self.migration.to_owned(),
             archive,
@@ -300,6 +293,25 @@ impl Attempt<'_> {
             .append(vec![entry], Urgency::Ordinary)
             .await?;
         Ok(path)
+    }
+
+    /// A proved archive of a container whose task did what it should before and after.
+    async fn archive(&mut self, container: &Container) -> Result<Archive, HoldError> {
+        let (name, id) = (&container.name, &container.container_id);
+        let start = self.holder.node.unix_ns();
+        let path = self.call(container).await?;
+        self.still(self.wanted, "after the dump").await?;
+        let proof = self.prove(container, &path).await?;
+        let mut facts = proof.statistics;
+        facts.insert("bytes".to_owned(), proof.bytes.to_string());
+        let end = self.holder.node.unix_ns();
+        self.timeline
+            .ended_with(format!("checkpoint {name}"), start, end, facts);
+        Ok(Archive {
+            container: name.clone(),
+            container_id: id.clone(),
+            path,
+        })
     }
 
     /// One call, bounded by what is left of the budget and by the next step. Given up, its dump is ended: it may hang,
@@ -401,7 +413,13 @@ impl Attempt<'_> {
         data: &dyn Data,
         progress: &ProgressFn,
     ) -> Result<Saved, HoldError> {
-        let saving = data.save(self.migration, &request.store_prefix, archives, progress);
+        let what = Stores {
+            migration: self.migration,
+            prefix: &request.store_prefix,
+            archives,
+            base: request.base.as_ref(),
+        };
+        let saving = data.save(what, progress);
         tokio::select! {
             biased;
             saved = tokio::time::timeout(self.left()?, saving) => match saved {

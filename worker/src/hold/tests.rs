@@ -10,6 +10,8 @@ use proto::containerd::{
 };
 
 use super::*;
+use proto::worker::{CopiedRound, Copy};
+
 use crate::{cgroup::Cgroups, containerd::Containerd, journal::StepKind};
 use world::Shared;
 
@@ -114,6 +116,36 @@ impl Bench {
         self.hold_with(&self.holder, request()).await
     }
 
+    async fn copy_with(&self, holder: &Holder, prefix: &str) -> Result<CopiedRound, HoldError> {
+        let key = StepKey {
+            migration: "m".into(),
+            revision: 4,
+            kind: StepKind::Copy,
+        };
+        let request = Copy {
+            pod: Some(pod()),
+            store_prefix: prefix.into(),
+            base: None,
+            budget_ms: 60_000,
+        };
+        holder
+            .copy(
+                &key,
+                &request,
+                &self.shared,
+                &mut Timeline::default(),
+                &|_, _, _| {},
+                &self.superseded,
+            )
+            .await
+    }
+
+    fn all_run(&self) -> bool {
+        let world = self.shared.world();
+        let mut states = world.states.values();
+        states.all(|state| *state == tasks::Status::Running)
+    }
+
     async fn release(&self) -> proto::worker::Released {
         self.release_unless(false).await
     }
@@ -156,6 +188,7 @@ fn request() -> Hold {
         store_prefix: "c/".into(),
         budget_ms: 60_000,
         keep_archives: true,
+        base: None,
     }
 }
 
@@ -187,6 +220,66 @@ async fn every_task_is_paused_before_the_first_dump_and_the_pod_frozen_after_the
             .unwrap()
             .held
     );
+}
+
+#[tokio::test]
+async fn a_round_pauses_nothing_and_the_hold_after_it_takes_archives_of_its_own() {
+    let bench = Bench::new();
+    let copied = bench.copy_with(&bench.holder, "r/").await.unwrap();
+    assert_eq!(copied.manifest_key, "r/manifest");
+    assert!(bench.all_run());
+    bench.hold().await.unwrap();
+    let dumps: Vec<String> = bench
+        .log()
+        .into_iter()
+        .filter(|line| line.starts_with("dump"))
+        .collect();
+    assert_eq!(
+        dumps,
+        [
+            "dump web with 0 paused",
+            "dump side with 0 paused",
+            "dump web with 2 paused",
+            "dump side with 2 paused"
+        ]
+    );
+}
+
+#[tokio::test]
+async fn a_round_that_fails_leaves_the_pod_running_also_when_its_dump_did_not() {
+    let bench = Bench::new();
+    bench.shared.world().leaves_paused = Some("id-web".into());
+    let error = bench.copy_with(&bench.holder, "r/").await.unwrap_err();
+    assert!(matches!(error, HoldError::Stale { .. }), "{error}");
+    assert!(bench.all_run());
+    let error = bench.copy_with(&bench.holder, "refused/").await;
+    assert!(matches!(error, Err(HoldError::Data(_))));
+    assert!(bench.all_run());
+}
+
+#[tokio::test]
+async fn what_a_round_left_when_the_worker_died_is_mended_by_the_next_or_by_a_release() {
+    let bench = Bench::new();
+    let entry = Entry::Copying {
+        migration: "m".into(),
+        since_unix_ns: 1,
+    };
+    let died_in_a_dump = async |holder: &Holder| {
+        let entry = vec![entry.clone()];
+        let appended = holder.journal.append(entry, Urgency::Ordinary).await;
+        appended.unwrap();
+        let mut world = bench.shared.world();
+        world.states.insert("id-side".into(), tasks::Status::Paused);
+    };
+    died_in_a_dump(&bench.holder).await;
+    bench.copy_with(&bench.holder, "r/").await.unwrap();
+    assert!(bench.all_run());
+    died_in_a_dump(&bench.holder).await;
+    let released = bench.release().await;
+    assert!(released.running, "{released:?}");
+    let known = bench.holder.journal.recall().await.unwrap().migration("m");
+    assert_eq!(known.copying, None);
+    assert!(known.copies.is_empty());
 }
 
 #[tokio::test]

@@ -58,6 +58,10 @@ pub struct Migration {
     pub hold: Option<HoldFacts>,
     /// Archives on this node.
     pub archives: Vec<Archive>,
+    /// Since when a round is being made, nanoseconds since 1970: its dumps may have left the pod paused.
+    pub copying: Option<u64>,
+    /// Archives of rounds: bases, and never the pod's last instant.
+    pub copies: Vec<Archive>,
     /// UID of the restored pod that stands still because it may be given up.
     pub barred: Option<String>,
 }
@@ -72,6 +76,14 @@ pub struct Memory {
     /// Unknown migrations up to this revision are refused.
     pub forgot_up_to: u64,
     migrations: BTreeMap<String, Migration>,
+}
+
+impl Migration {
+    /// Archives of its pod that are younger may be its own, though nobody told us their names.
+    pub fn since_unix_ns(&self) -> Option<u64> {
+        let held = self.hold.as_ref().map(|hold| hold.paused_unix_ns);
+        held.into_iter().chain(self.copying).min()
+    }
 }
 
 impl Memory {
@@ -133,7 +145,18 @@ impl Memory {
                 }
             }
             Entry::HoldEnded { migration } => self.entry(migration).hold = None,
-            Entry::ArchivesRemoved { migration } => self.entry(migration).archives.clear(),
+            Entry::ArchivesRemoved { migration } => {
+                let known = self.entry(migration);
+                known.archives.clear();
+                known.copies.clear();
+                known.copying = None;
+            }
+            Entry::Copying {
+                migration,
+                since_unix_ns,
+            } => self.entry(migration).copying = Some(since_unix_ns),
+            Entry::Copied { migration, archive } => self.entry(migration).copies.push(archive),
+            Entry::CopyEnded { migration } => self.entry(migration).copying = None,
             Entry::Barring { migration, pod_uid } => {
                 self.entry(migration).barred = Some(pod_uid);
             }
@@ -213,6 +236,8 @@ impl Memory {
                     && known.archives.is_empty()
                     && known.begun.is_empty()
                     && known.barred.is_none()
+                    && known.copying.is_none()
+                    && known.copies.is_empty()
             })
             .map(|(id, known)| (known.highest, id.as_str()))
             .collect();
@@ -238,6 +263,8 @@ fn condense_migration(id: &str, known: &Migration, entries: &mut Vec<Entry>) {
         hold,
         archives,
         barred,
+        copying,
+        copies,
     } = known;
     let migration = || id.to_owned();
     let key = |&(revision, kind): &(u64, StepKind)| StepKey {
@@ -259,6 +286,14 @@ fn condense_migration(id: &str, known: &Migration, entries: &mut Vec<Entry>) {
         facts: facts.clone(),
     }));
     entries.extend(archives.iter().map(|archive| Entry::Archived {
+        migration: migration(),
+        archive: archive.clone(),
+    }));
+    entries.extend(copying.iter().map(|since_unix_ns| Entry::Copying {
+        migration: migration(),
+        since_unix_ns: *since_unix_ns,
+    }));
+    entries.extend(copies.iter().map(|archive| Entry::Copied {
         migration: migration(),
         archive: archive.clone(),
     }));
@@ -300,6 +335,39 @@ mod tests {
         let migration = "m".to_owned();
         again.apply(Entry::BarEnded { migration });
         assert_eq!(again.migration("m").barred, None);
+    }
+
+    #[test]
+    fn a_round_is_remembered_over_condensing_and_its_archives_are_not_the_holds() {
+        let mut memory = Memory::default();
+        let migration = || "m".to_owned();
+        let archive = Archive {
+            container: "c".into(),
+            container_id: "i".into(),
+            path: "/a".into(),
+        };
+        memory.apply(Entry::Copying {
+            migration: migration(),
+            since_unix_ns: 7,
+        });
+        memory.apply(Entry::Copied {
+            migration: migration(),
+            archive: archive.clone(),
+        });
+        let mut again = Memory::default();
+        let lines = memory.condense(1).into_iter();
+        lines.for_each(|entry| again.apply(entry));
+        let known = again.migration("m");
+        assert_eq!(known.copying, Some(7));
+        assert_eq!(known.copies, [archive]);
+        assert!(known.archives.is_empty());
+        again.apply(Entry::CopyEnded {
+            migration: migration(),
+        });
+        again.apply(Entry::ArchivesRemoved {
+            migration: migration(),
+        });
+        assert_eq!(again.migration("m"), Migration::default());
     }
 
     #[test]

@@ -3,8 +3,10 @@
 //! ```text
 //!  new          what was new in the archive, as it was gathered
 //!  edits        what was changed for the restore
-//!  layer.json   {"version":1,"pieces":[[length, file, offset], …]}    file: 0 zeros, 1 new, 2 edits
+//!  base-0 …     what was new in rounds before it: other names of the files they were received in
+//!  layer.json   {"version":2,"pieces":[[length, file, offset], …]}    file: 0 zeros, 1 new, 2 edits, 3 base-0 …
 //! ```
+//! Version 1 had no bases.
 //! Workers before 0.2 wrote `layer.tar` whole; one that was armed before an upgrade is still served.
 
 use std::{
@@ -17,9 +19,11 @@ use std::{
 use pages::source::{Opened, Origin, ReadAt, View};
 use serde::{Deserialize, Serialize};
 
-use crate::archive::layer::Part;
+use crate::{archive::layer::Part, rounds::Kept};
 
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
+/// Read, too.
+const VERSION_WITHOUT_BASES: u32 = 1;
 const NEW: &str = "new";
 const EDITS: &str = "edits";
 const PLAN: &str = "layer.json";
@@ -29,6 +33,9 @@ const WHOLE: &str = "layer.tar";
 const IN_NOTHING: u8 = 0;
 const IN_NEW: u8 = 1;
 const IN_EDITS: u8 = 2;
+const IN_FIRST_BASE: u8 = 3;
+/// A chain of bases is never longer than the rounds a user may ask for, 5; twice that is a plan that was not ours.
+const BASES_MAX: u8 = 10;
 
 /// A layer that can be read.
 pub struct Layer {
@@ -50,7 +57,10 @@ pub fn new_path(folder: &Path) -> PathBuf {
 
 /// Removes what a layer consists of; what is not there is removed already.
 pub fn remove(folder: &Path) -> io::Result<()> {
-    for file in [PLAN, NEW, EDITS, WHOLE] {
+    let base = |number: u8| base_name(IN_FIRST_BASE + number);
+    let bases = (0..BASES_MAX).map(base);
+    let files = [PLAN, NEW, EDITS, WHOLE].map(str::to_owned);
+    for file in files.into_iter().chain(bases) {
         match fs::remove_file(folder.join(file)) {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -61,19 +71,25 @@ pub fn remove(folder: &Path) -> io::Result<()> {
 }
 
 impl Layer {
-    /// Writes the plan of a layer and what is ours in it. The archive's own bytes are in the file [`new_path`].
-    pub fn write(folder: &Path, archive: &View, parts: Vec<Part>) -> io::Result<Self> {
+    /// Writes the plan of a layer and what is ours in it. The archive's own bytes are in the file [`new_path`], and in
+    /// files of its bases, which get another name here: they must be on the same file system.
+    pub fn write(folder: &Path, archive: &Kept, parts: Vec<Part>) -> io::Result<Self> {
+        let numbers = file_numbers(folder, archive)?;
         let mut edits = File::create(folder.join(EDITS))?;
         let mut pieces = Vec::new();
         let mut edited = 0;
         for part in parts {
             match part {
                 Part::Archive(range) => {
-                    let origins = archive.origins(range.start, range.end - range.start);
-                    pieces.extend(origins.map(|(len, origin)| match origin {
-                        Origin::Zeros => (len, IN_NOTHING, 0),
-                        Origin::Source { source: _, offset } => (len, IN_NEW, offset),
-                    }));
+                    let view = &archive.view;
+                    for (len, origin) in view.origins(range.start, range.end - range.start) {
+                        pieces.push(match origin {
+                            Origin::Zeros => (len, IN_NOTHING, 0),
+                            Origin::Source { source, offset } => {
+                                (len, number_of(&numbers, &source)?, offset)
+                            }
+                        });
+                    }
                 }
                 Part::Ours(bytes) => {
                     edits.write_all(&bytes)?;
@@ -105,7 +121,7 @@ impl Layer {
             Err(error) => return Err(error),
         };
         let plan: Plan = serde_json::from_slice(&plan)?;
-        if plan.version != VERSION {
+        if plan.version != VERSION && plan.version != VERSION_WITHOUT_BASES {
             let text = format!(
                 "a layer of version {}, this worker knows {VERSION}",
                 plan.version
@@ -121,10 +137,14 @@ impl Layer {
     }
 
     fn of(folder: &Path, plan: &Plan) -> io::Result<Self> {
-        let open = |name| -> io::Result<Arc<dyn ReadAt>> {
+        let open = |name: &str| -> io::Result<Arc<dyn ReadAt>> {
             Ok(Arc::new(Opened::new(File::open(folder.join(name))?)?))
         };
         let (new, edits) = (open(NEW)?, open(EDITS)?);
+        let count = plan.pieces.iter().map(|(_, file, _)| file + 1).max();
+        let bases = (IN_FIRST_BASE..count.unwrap_or(0))
+            .map(|number| open(&base_name(number)))
+            .collect::<io::Result<Vec<_>>>()?;
         let mut view = View::default();
         for (len, file, offset) in &plan.pieces {
             let origin = |source: &Arc<dyn ReadAt>| Origin::Source {
@@ -135,14 +155,38 @@ impl Layer {
                 IN_NOTHING => Origin::Zeros,
                 IN_NEW => origin(&new),
                 IN_EDITS => origin(&edits),
-                other => {
-                    return Err(io::Error::other(format!(
-                        "a layer with bytes in file {other}"
-                    )));
-                }
+                base => origin(&bases[usize::from(base - IN_FIRST_BASE)]),
             };
             view.push(*len, origin);
         }
         Ok(Self { view })
     }
+}
+
+fn base_name(number: u8) -> String {
+    format!("base-{}", number.saturating_sub(IN_FIRST_BASE))
+}
+
+/// The file's number in plans, by the source that reads it; bases get their names in this folder.
+fn file_numbers(folder: &Path, archive: &Kept) -> io::Result<Vec<(u8, Arc<dyn ReadAt>)>> {
+    let mut numbers = Vec::new();
+    for (at, file) in (0_u8..).zip(&archive.files) {
+        let number = match at {
+            0 => IN_NEW,
+            later if later <= BASES_MAX => {
+                let number = IN_FIRST_BASE + later - 1;
+                fs::hard_link(&file.path, folder.join(base_name(number)))?;
+                number
+            }
+            _ => return Err(io::Error::other("an archive with too many bases")),
+        };
+        numbers.push((number, Arc::clone(&file.source)));
+    }
+    Ok(numbers)
+}
+
+fn number_of(numbers: &[(u8, Arc<dyn ReadAt>)], source: &Arc<dyn ReadAt>) -> io::Result<u8> {
+    let same = |(_, known): &&(u8, Arc<dyn ReadAt>)| Arc::ptr_eq(known, source);
+    let found = numbers.iter().find(same).map(|(number, _)| *number);
+    found.ok_or_else(|| io::Error::other("an archive with bytes in an unknown file"))
 }

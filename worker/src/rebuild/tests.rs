@@ -63,7 +63,7 @@ impl Bench {
         Self::with(archive, async |store, path| {
             let key = DataKey::random().unwrap();
             let prefix = "checkpoints/m/1/";
-            let sent = capture(store, prefix, "web", path, &key, &|_| {});
+            let sent = capture(store, prefix, "web", path, None, &key, &|_| {});
             let container = Box::new(sent.await.unwrap().container);
             Archive::Paged { container, key }
         })
@@ -96,6 +96,7 @@ impl Bench {
             revision: 1,
             container: "web".to_owned(),
             archive: store(&shared, path).await,
+            base: None,
             base_reference: format!("localhost:5717/longshore/base/web@{BASE}"),
             base_digest: BASE.to_owned(),
             base_image_id: "sha256:1d".to_owned(),

@@ -19,10 +19,11 @@ use super::RestoreError;
 use crate::{
     content,
     data::ProgressFn,
-    gather::{Checkpoint, open_manifest},
+    gather::{Checkpoint, Named, gather, open_manifest},
     images::{ImageTree, Images},
     rebuild::{self, Built, RebuildError, Recipe},
     registry::Registry,
+    rounds::{Round, Rounds},
     spans::{Traffic, now_unix_ns, span_since},
     store::{Store, remove::remove_below},
     trust::Trust,
@@ -34,6 +35,9 @@ const LAYERS: &str = "layers";
 const GONE_WAIT: Duration = Duration::from_secs(8);
 /// Between two looks at what is left of a pod.
 const GONE_POLL: Duration = Duration::from_millis(200);
+/// A chain of differences is never longer than the rounds a user may ask for, 5, and what they lead to; twice that
+/// is a chain that was not ours.
+const ROUNDS_DEEP: u32 = 10;
 /// Restores by image on this node.
 pub struct Restorer {
     /// Where checkpoints lie.
@@ -42,6 +46,8 @@ pub struct Restorer {
     pub images: Images,
     /// This node's registry.
     pub registry: Arc<Registry>,
+    /// The bases that are here.
+    pub rounds: Rounds,
     /// Where images are built.
     pub state_dir: PathBuf,
     /// Where the keys are, see [`Trust`].
@@ -67,10 +73,19 @@ impl Restorer {
         progress: &ProgressFn,
     ) -> Result<(Delivered, Vec<Span>), RestoreError> {
         let start = now_unix_ns();
-        let checkpoint = self.manifest(migration, request).await?;
-        let plans = self.plan(migration, revision, request, checkpoint).await?;
-        let mut spans = vec![span_since("read manifest, find base images", "", start, [])];
+        let named = Named {
+            key: request.manifest_key.clone(),
+            blake3: request.manifest_blake3.clone(),
+        };
         let traffic = Arc::new(Traffic::default());
+        let checkpoint = self.manifest(migration, &named).await?;
+        let below = self
+            .below(migration, &checkpoint, &traffic, ROUNDS_DEEP)
+            .await?;
+        let plans = self
+            .plan(migration, revision, request, checkpoint, below.as_deref())
+            .await?;
+        let mut spans = vec![span_since("read manifest, find base images", "", start, [])];
         // One archive after the other, because they share the network and the bound on memory; the runtime pulls one
         // while the next is built.
         let building = Semaphore::new(1);
@@ -102,15 +117,104 @@ impl Restorer {
         Ok((Delivered { images }, spans))
     }
 
-    async fn manifest(
+    /// Every byte of a round here, proved as it came, and kept as a base.
+    pub async fn receive(
         &self,
         migration: &str,
-        request: &Deliver,
-    ) -> Result<Checkpoint, RestoreError> {
-        let key = &request.manifest_key;
+        round: &Named,
+        progress: &ProgressFn,
+    ) -> Result<Vec<Span>, RestoreError> {
+        let traffic = Arc::new(Traffic::default());
+        let start = now_unix_ns();
+        self.round(migration, round, &traffic, progress, ROUNDS_DEEP)
+            .await?;
+        let mut spans = vec![span_since("receive round", "", start, [])];
+        spans.extend(traffic.span("fetch packs", ""));
+        Ok(spans)
+    }
+
+    /// What a checkpoint is a difference to.
+    async fn below(
+        &self,
+        migration: &str,
+        checkpoint: &Checkpoint,
+        traffic: &Arc<Traffic>,
+        deep: u32,
+    ) -> Result<Option<Arc<Round>>, RestoreError> {
+        match &checkpoint.base {
+            None => Ok(None),
+            // In a box: it may need what is below it in turn.
+            Some(base) => Box::pin(self.round(migration, base, traffic, &|_, _, _| (), deep))
+                .await
+                .map(Some),
+        }
+    }
+
+    /// A round that is here, or that the store has, with everything below it.
+    async fn round(
+        &self,
+        migration: &str,
+        named: &Named,
+        traffic: &Arc<Traffic>,
+        progress: &ProgressFn,
+        deep: u32,
+    ) -> Result<Arc<Round>, RestoreError> {
+        if let Some(here) = self.rounds.get(migration, &named.blake3) {
+            return Ok(here);
+        }
+        let checkpoint = self.manifest(migration, named).await?;
+        let deep = deep
+            .checked_sub(1)
+            .ok_or_else(|| RestoreError::NotThisOne {
+                key: named.key.clone(),
+                found: "a difference to too many others".to_owned(),
+                expected: format!("one of at most {ROUNDS_DEEP}"),
+            })?;
+        let below = self.below(migration, &checkpoint, traffic, deep).await?;
+        let folder = self.rounds.folder(migration, &named.blake3);
+        let folder = folder.map_err(|source| RebuildError::Disk {
+            doing: "make the folder of a base in",
+            path: self.state_dir.clone(),
+            source,
+        })?;
+        let total: u64 = checkpoint.archives.iter().map(|(_, a)| a.size()).sum();
+        let mut before = 0;
+        let (mut archives, mut lineage) = (Vec::new(), None);
+        for (container, archive) in &checkpoint.archives {
+            let base = below.as_ref().and_then(|below| below.archive(container));
+            let kept = gather(
+                self.store.clone(),
+                archive,
+                base,
+                &folder.join(format!("{container}.new")),
+                Arc::clone(traffic),
+                &|done| progress("receive", before + done, total),
+            )
+            .await?;
+            before += archive.size();
+            archives.push((container.clone(), kept));
+            lineage = lineage.or(archive.key().cloned());
+        }
+        let key = lineage.ok_or_else(|| RestoreError::NotThisOne {
+            key: named.key.clone(),
+            found: "of version 1, or of no container".to_owned(),
+            expected: "one that can be a base".to_owned(),
+        })?;
+        Ok(self.rounds.keep(Round {
+            migration: migration.to_owned(),
+            manifest_blake3: named.blake3.clone(),
+            manifest_key: named.key.clone(),
+            manifest_bytes: checkpoint.manifest_bytes,
+            key,
+            archives,
+        }))
+    }
+
+    async fn manifest(&self, migration: &str, named: &Named) -> Result<Checkpoint, RestoreError> {
+        let Named { key, blake3 } = named;
         let bytes = self.store.get(key).await?;
         let trust = Trust::load(&self.keys_dir)?;
-        let checkpoint = open_manifest(key, &bytes, &request.manifest_blake3, &trust)?;
+        let checkpoint = open_manifest(key, &bytes, blake3, &trust)?;
         if checkpoint.migration != migration {
             let (found, expected) = (
                 format!("of migration {}", checkpoint.migration),
@@ -132,6 +236,7 @@ impl Restorer {
         revision: u64,
         request: &Deliver,
         checkpoint: Checkpoint,
+        below: Option<&Round>,
     ) -> Result<Vec<Planned>, RestoreError> {
         let containers = request
             .pod
@@ -171,6 +276,7 @@ impl Restorer {
                         revision,
                         container: name.clone(),
                         archive: archive.clone(),
+                        base: below.and_then(|below| below.archive(name)).cloned(),
                         base_reference: self
                             .registry
                             .base_reference(&container.image, &base.digest),
@@ -338,6 +444,7 @@ impl Restorer {
     pub async fn withdraw(&self, migration: &str, request: &Withdraw) -> Result<(), RestoreError> {
         self.registry.withdraw(migration).await?;
         self.forget_images(migration, &request.images).await?;
+        self.forget_rounds(migration)?;
         if let Some(pod) = request.pod.as_ref().filter(|pod| !pod.uid.is_empty()) {
             self.wait_until_gone(pod).await?;
         }
@@ -378,6 +485,7 @@ impl Restorer {
         // A checkpoint still armed now would never be disarmed: without it a restart fails visibly instead of going
         // back in time silently.
         self.registry.withdraw_armed(migration).await?;
+        self.forget_rounds(migration)?;
         self.forget_layers_images(migration).await?;
         self.remove_layers(migration).await?;
         self.sweep().await?;
@@ -452,6 +560,19 @@ impl Restorer {
                 .await?;
         }
         Ok(())
+    }
+
+    fn forget_rounds(&self, migration: &str) -> Result<(), RestoreError> {
+        let forgotten = self.rounds.forget(migration);
+        forgotten.map_err(|source| {
+            let (doing, path) = ("remove the bases below", self.state_dir.clone());
+            RebuildError::Disk {
+                doing,
+                path,
+                source,
+            }
+            .into()
+        })
     }
 
     async fn remove_layers(&self, migration: &str) -> Result<(), RestoreError> {

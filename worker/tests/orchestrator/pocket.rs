@@ -11,9 +11,9 @@ use std::{
 
 use proto::worker::{
     Deliver, Delivered, DeliveredImage, Disarm, ExportImages, ExportedImages, HasImages,
-    ImportImages, Span, Tidy, Verified, Verify, Withdraw,
+    ImportImages, Receive, Span, Tidy, Verified, Verify, Withdraw,
 };
-use worker::data::{Data, DataError, ProgressFn, Saved};
+use worker::data::{Data, DataError, ProgressFn, Saved, Stores};
 
 pub struct Pocket {
     pub folder: PathBuf,
@@ -25,13 +25,13 @@ pub struct Pocket {
 
 #[tonic::async_trait]
 impl Data for Pocket {
-    async fn save(
-        &self,
-        _migration: &str,
-        prefix: &str,
-        archives: &[(String, PathBuf)],
-        _progress: &ProgressFn,
-    ) -> Result<Saved, DataError> {
+    async fn save(&self, what: Stores<'_>, _progress: &ProgressFn) -> Result<Saved, DataError> {
+        let Stores {
+            migration: _,
+            prefix,
+            archives,
+            base: _,
+        } = what;
         let mut saved = Saved {
             manifest_key: format!("{prefix}manifest"),
             ..Saved::default()
@@ -43,6 +43,19 @@ impl Data for Pocket {
                 .map_err(|error| DataError(error.to_string()))?;
         }
         Ok(saved)
+    }
+
+    async fn copy(&self, what: Stores<'_>, progress: &ProgressFn) -> Result<Saved, DataError> {
+        self.save(what, progress).await
+    }
+
+    async fn receive(
+        &self,
+        _migration: &str,
+        _request: &Receive,
+        _progress: &ProgressFn,
+    ) -> Result<Vec<Span>, DataError> {
+        Ok(Vec::new())
     }
 
     async fn deliver(

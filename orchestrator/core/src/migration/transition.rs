@@ -42,6 +42,15 @@ impl Migration {
         match (self.phase, done) {
             (Phase::Planned, Done::Rechecked) => Some(Phase::Preparing),
             (Phase::Preparing, Done::Prepared) => Some(Phase::Holding),
+            (Phase::Preparing, Done::ReadyToCopy) => Some(Phase::Copying),
+            (Phase::Copying, Done::Copied { round, again }) => {
+                self.rounds.push(round);
+                Some(if again {
+                    Phase::Copying
+                } else {
+                    Phase::Holding
+                })
+            }
             (Phase::Holding, Done::Held(checkpoint)) => {
                 self.checkpoint = Some(checkpoint);
                 Some(Phase::Delivering)
@@ -85,6 +94,8 @@ impl Migration {
                 _,
                 Done::Rechecked
                 | Done::Prepared
+                | Done::ReadyToCopy
+                | Done::Copied { .. }
                 | Done::Held(_)
                 | Done::Delivered(_)
                 | Done::Restored(_)
@@ -105,6 +116,11 @@ impl Migration {
             Phase::Planned | Phase::Preparing | Phase::Holding | Phase::Delivering => {
                 self.reason = Some(reason);
                 Some(Phase::Releasing)
+            }
+            // It only makes the freeze shorter.
+            Phase::Copying => {
+                self.copying_ended = Some(reason);
+                Some(Phase::Holding)
             }
             Phase::Restoring => {
                 self.reason = Some(reason);
@@ -127,7 +143,11 @@ impl Migration {
 
     fn pod_deleted(&mut self, reason: Finding) -> Option<Phase> {
         match self.phase {
-            Phase::Planned | Phase::Preparing | Phase::Holding | Phase::Delivering => {
+            Phase::Planned
+            | Phase::Preparing
+            | Phase::Copying
+            | Phase::Holding
+            | Phase::Delivering => {
                 self.reason = Some(reason);
                 Some(Phase::Releasing)
             }
@@ -154,7 +174,7 @@ impl Migration {
         let word = Finding::new("DeclaredDead", format!("node {node} was declared dead"), "");
         self.dead.insert(node, at_ms);
         match self.phase {
-            Phase::Planned | Phase::Preparing | Phase::Holding => {
+            Phase::Planned | Phase::Preparing | Phase::Copying | Phase::Holding => {
                 self.reason = Some(word);
                 Some(Phase::Releasing)
             }

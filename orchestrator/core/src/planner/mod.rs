@@ -18,6 +18,8 @@ mod budget;
 mod placement;
 mod pod;
 
+pub use budget::another_round;
+
 use crate::{
     id::{NodeName, PodUid},
     plan::{CheckpointVia, Handover, Plan, PlannedContainer, Request, RestoreVia},
@@ -106,6 +108,7 @@ fn make(case: &Case<'_>, seen: &InspectionView, uid: PodUid, source: NodeName) -
         freeze_budget_ms: budget::freeze_budget_ms(request, pod),
         freeze_predicted_ms: budget::freeze_predicted_ms(seen.archive_bytes),
         archive_predicted_bytes: seen.archive_bytes,
+        rounds_max: budget::rounds_max(case, seen.archive_bytes),
         timeout_ms: request.timeout_ms.unwrap_or(TIMEOUT_DEFAULT_MS),
         warnings: seen.warnings.clone(),
         target_pod: pod.target_pod.clone(),

@@ -3,7 +3,7 @@
 
 use orchestrator_core::{
     id::{MigrationId, PodRef, Revision},
-    migration::{Checkpoint, Done, Image, Outcome, Phase, Restored},
+    migration::{Checkpoint, Done, Image, Outcome, Phase, Restored, Round},
     plan::{CheckpointVia, Handover, Plan, PlannedContainer, Request, RestoreVia},
     refusal::Finding,
     state::{Command, Decision, State},
@@ -23,6 +23,7 @@ pub fn request() -> Request {
         freeze_max_ms: None,
         timeout_ms: None,
         dry_run: false,
+        rounds_max: None,
     }
 }
 
@@ -47,6 +48,7 @@ pub fn plan() -> Plan {
         freeze_budget_ms: 30_000,
         freeze_predicted_ms: 2_000,
         archive_predicted_bytes: 64 << 20,
+        rounds_max: 0,
         timeout_ms: 300_000,
         warnings: vec![],
         target_pod: "{}".to_owned(),
@@ -93,11 +95,25 @@ pub fn restored(node: &str) -> Restored {
     }
 }
 
+fn copied(again: bool) -> Outcome {
+    let round = Round {
+        manifest_key: "checkpoints/m/2/manifest".to_owned(),
+        manifest_blake3: "11".to_owned(),
+        raw_bytes: 100,
+        stored_bytes: 70,
+        took_ms: 900,
+    };
+    Outcome::Done(Done::Copied { round, again })
+}
+
 pub fn outcomes() -> Vec<(&'static str, Outcome)> {
     let why = || Finding::new("Why", "because", "");
     vec![
         ("done: rechecked", Outcome::Done(Done::Rechecked)),
         ("done: prepared", Outcome::Done(Done::Prepared)),
+        ("done: ready to copy", Outcome::Done(Done::ReadyToCopy)),
+        ("done: copied, again", copied(true)),
+        ("done: copied", copied(false)),
         ("done: held", Outcome::Done(Done::Held(checkpoint()))),
         ("done: delivered", Outcome::Done(Done::Delivered(vec![]))),
         (
@@ -162,6 +178,7 @@ pub fn in_phase(phase: Phase) -> (State, MigrationId) {
         },
         Phase::Planned
         | Phase::Preparing
+        | Phase::Copying
         | Phase::Holding
         | Phase::Delivering
         | Phase::Restoring
@@ -183,6 +200,10 @@ pub fn in_phase(phase: Phase) -> (State, MigrationId) {
     let path: Vec<Outcome> = match phase {
         Phase::Planned | Phase::Refused | Phase::Previewed => vec![],
         Phase::Preparing => forward[..1].to_vec(),
+        Phase::Copying => vec![
+            Outcome::Done(Done::Rechecked),
+            Outcome::Done(Done::ReadyToCopy),
+        ],
         Phase::Holding => forward[..2].to_vec(),
         Phase::Delivering => forward[..3].to_vec(),
         Phase::Restoring => forward.to_vec(),

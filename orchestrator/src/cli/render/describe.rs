@@ -37,6 +37,14 @@ pub fn describe(object: &PodMigration, ink: Ink) -> String {
             std::slice::from_ref(stuck),
         );
     }
+    if let Some(ended) = &status.rounds_ended {
+        section(
+            &mut text,
+            ink,
+            "No more rounds were made",
+            std::slice::from_ref(ended),
+        );
+    }
     if let Some(left_over) = &status.left_over {
         section(
             &mut text,
@@ -97,6 +105,7 @@ fn header(object: &PodMigration, status: &PodMigrationStatus) -> String {
             .map(summary::transferred)
             .unwrap_or_default(),
     );
+    field("Sent ahead", summary::sent_ahead(status));
     let (how, predicted) = status.plan.as_ref().map(plan).unwrap_or_default();
     field("Plan", how);
     field("Predicted", predicted);
@@ -129,6 +138,7 @@ fn asked(spec: &PodMigrationSpec) -> String {
         max_freeze_milliseconds,
         timeout_seconds,
         dry_run,
+        rounds,
     } = spec;
     let freeze = max_freeze_milliseconds.map(units::milliseconds);
     let timeout = timeout_seconds.map(|s| units::milliseconds(s.saturating_mul(1_000)));
@@ -136,6 +146,7 @@ fn asked(spec: &PodMigrationSpec) -> String {
         dry_run.then(|| "only a plan".to_owned()),
         freeze.map(|freeze| format!("freeze at most {freeze}")),
         timeout.map(|timeout| format!("committed within {timeout}")),
+        rounds.map(|rounds| format!("at most {rounds} rounds before it")),
     ];
     limits.into_iter().flatten().collect::<Vec<_>>().join(", ")
 }
@@ -164,8 +175,11 @@ fn plan(plan: &StatusPlan) -> (String, String) {
         freeze_budget_milliseconds,
         freeze_predicted_milliseconds,
         checkpoint_predicted_bytes,
+        rounds_max,
     } = plan;
-    let how = format!("{handover}, checkpoint via {checkpoint_via}, restore via {restore_via}");
+    let rounds = summary::planned_rounds(*rounds_max);
+    let how =
+        format!("{handover}, checkpoint via {checkpoint_via}, restore via {restore_via}, {rounds}");
     let predicted = format!(
         "{} in a freeze of {} (at most {})",
         units::bytes(*checkpoint_predicted_bytes),

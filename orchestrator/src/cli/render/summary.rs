@@ -62,6 +62,7 @@ fn headline(object: &PodMigration, status: &PodMigrationStatus) -> String {
             }
             Phase::Planned
             | Phase::Preparing
+            | Phase::Copying
             | Phase::Holding
             | Phase::Delivering
             | Phase::Restoring
@@ -101,6 +102,13 @@ fn outcome(text: &mut String, object: &PodMigration, status: &PodMigrationStatus
     if let Some(bytes) = &status.bytes {
         detail(text, "checkpoint", &transferred(bytes));
     }
+    let ahead = sent_ahead(status);
+    if !ahead.is_empty() {
+        detail(text, "sent ahead", &ahead);
+    }
+    if let Some(ended) = &status.rounds_ended {
+        detail(text, "no more rounds", &sentence(ended));
+    }
     for warning in &status.warnings {
         detail(text, "warning", &sentence(warning));
         remedy(text, warning);
@@ -114,6 +122,27 @@ fn outcome(text: &mut String, object: &PodMigration, status: &PodMigrationStatus
     );
 }
 
+/// How much of it is sent before the freeze.
+pub fn planned_rounds(rounds_max: u32) -> String {
+    match rounds_max {
+        0 => "everything sent under the freeze".to_owned(),
+        1 => "one round before the freeze, with a short stall".to_owned(),
+        more => format!("up to {more} rounds before the freeze, each with a short stall"),
+    }
+}
+
+/// What was sent before the freeze, "" when nothing was.
+pub fn sent_ahead(status: &PodMigrationStatus) -> String {
+    let rounds = status.rounds.iter().map(|round| {
+        format!(
+            "{} in {}",
+            transferred(&round.bytes),
+            units::milliseconds(round.took_milliseconds)
+        )
+    });
+    rounds.collect::<Vec<_>>().join("; ")
+}
+
 fn preview(text: &mut String, status: &PodMigrationStatus) {
     if let Some(plan) = &status.plan {
         let StatusPlan {
@@ -124,6 +153,7 @@ fn preview(text: &mut String, status: &PodMigrationStatus) {
             freeze_budget_milliseconds,
             freeze_predicted_milliseconds,
             checkpoint_predicted_bytes,
+            rounds_max,
         } = plan;
         detail(
             text,
@@ -131,6 +161,7 @@ fn preview(text: &mut String, status: &PodMigrationStatus) {
             &format!("{handover}, checkpoint via {checkpoint_via}, restore via {restore_via}"),
         );
         detail(text, "containers", &containers.join(", "));
+        detail(text, "before it", &planned_rounds(*rounds_max));
         detail(
             text,
             "freeze",

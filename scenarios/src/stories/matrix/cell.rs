@@ -20,9 +20,10 @@ use crate::stories::{
 };
 
 /// The phases a fault can strike in.
-pub const PHASES: [&str; 8] = [
+pub const PHASES: [&str; 9] = [
     "Planned",
     "Preparing",
+    "Copying",
     "Holding",
     "Delivering",
     "Restoring",
@@ -201,7 +202,16 @@ impl Cell {
             "Preparing" => Some(SlowAdmission::of(stage, "UPDATE")?),
             _ => None,
         };
-        let flags = ["--timeout", TIMEOUT, "--max-freeze", MAX_FREEZE];
+        // The ledger is too small for rounds to pay: it has one where that is what is struck.
+        let rounds = if self.phase == "Copying" { "1" } else { "0" };
+        let flags = [
+            "--timeout",
+            TIMEOUT,
+            "--max-freeze",
+            MAX_FREEZE,
+            "--rounds",
+            rounds,
+        ];
         if self.phase == "Releasing" {
             // It holds on until it is aborted, for the store says nothing.
             ground.relay.set(Mode::Silent);

@@ -44,9 +44,10 @@ const BALLAST_MIB: u32 = 24;
 const SMALL_DISK_BYTES: &str = "256m";
 
 /// The short choice that every test run tells: each phase at least once, and of the faults those with most to lose.
-const CHOICE: [&str; 15] = [
+const CHOICE: [&str; 16] = [
     "planned-leader-killed",
     "holding-leader-killed",
+    "copying-source-worker-killed",
     "restoring-leader-killed",
     "holding-source-worker-killed",
     "releasing-source-worker-killed",

@@ -16,7 +16,7 @@ use proto::{
     },
     worker::{
         Deliver, Delivered, DeliveredImage, Disarm, ExportImages, ExportedImages, HasImages,
-        ImportImages, Span, Tidy, Verified, VerifiedContainer, Verify, Withdraw,
+        ImportImages, Receive, Span, Tidy, Verified, VerifiedContainer, Verify, Withdraw,
         verified_container::Origin,
     },
 };
@@ -25,7 +25,7 @@ use tonic::{Request, Response, Status};
 use super::{IDS, UID};
 use crate::{
     checkpoint::{CheckpointError, Checkpointer, Subject},
-    data::{Data, DataError, ProgressFn, Saved},
+    data::{Data, DataError, ProgressFn, Saved, Stores},
 };
 
 /// What the runtime of the test knows, and what was done to it in which order.
@@ -35,6 +35,8 @@ pub(super) struct World {
     pub log: Vec<String>,
     /// This container is resumed by somebody while it is dumped.
     pub meddle_with: Option<String>,
+    /// The dump of this container ends without letting it go on.
+    pub leaves_paused: Option<String>,
     /// Dumps take this long.
     pub dump: Duration,
     /// Archives say that they are of this container.
@@ -193,6 +195,10 @@ impl Checkpointer for Shared {
             )
         };
         tokio::time::sleep(dump).await;
+        let left = self.world().leaves_paused.take();
+        if let Some(id) = left {
+            self.world().states.insert(id, tasks::Status::Paused);
+        }
         let mut builder = tar::Builder::new(fs::File::create(&path).unwrap());
         let json = format!("{{\"id\":\"{claimed}\"}}");
         let mut header = tar::Header::new_ustar();
@@ -207,13 +213,13 @@ impl Checkpointer for Shared {
 
 #[async_trait]
 impl Data for Shared {
-    async fn save(
-        &self,
-        _migration: &str,
-        prefix: &str,
-        archives: &[(String, PathBuf)],
-        _progress: &ProgressFn,
-    ) -> Result<Saved, DataError> {
+    async fn save(&self, what: Stores<'_>, _progress: &ProgressFn) -> Result<Saved, DataError> {
+        let Stores {
+            migration: _,
+            prefix,
+            archives,
+            base: _,
+        } = what;
         let frozen = self.freezer();
         let mut world = self.world();
         let names: Vec<&str> = archives.iter().map(|(name, _)| name.as_str()).collect();
@@ -227,6 +233,12 @@ impl Data for Shared {
             manifest_key: format!("{prefix}manifest"),
             ..Saved::default()
         })
+    }
+    async fn copy(&self, what: Stores<'_>, progress: &ProgressFn) -> Result<Saved, DataError> {
+        self.save(what, progress).await
+    }
+    async fn receive(&self, _: &str, _: &Receive, _: &ProgressFn) -> Result<Vec<Span>, DataError> {
+        Err(DataError("not asked".into()))
     }
     async fn deliver(
         &self,
