@@ -210,7 +210,12 @@ impl Desk {
         {
             Ok(answer::Kind::Inspection(inspection)) => Ok(api::inspection_view(&inspection)),
             Ok(
-                answer::Kind::HoldState(_) | answer::Kind::Images(_) | answer::Kind::Verified(_),
+                answer::Kind::HoldState(_)
+                | answer::Kind::Images(_)
+                | answer::Kind::Verified(_)
+                | answer::Kind::StoreListing(_)
+                | answer::Kind::StoreChecked(_)
+                | answer::Kind::StoreCleared(_),
             ) => Err("the worker answered another question".to_owned()),
             Err(error) => Err(error.to_string()),
         }

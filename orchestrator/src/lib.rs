@@ -15,6 +15,7 @@ pub mod metrics;
 pub mod operate;
 pub mod peers;
 pub mod perform;
+pub mod store_desk;
 pub mod tls;
 pub mod trace;
 pub mod workers;

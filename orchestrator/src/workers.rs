@@ -431,6 +431,9 @@ fn question_name(kind: &question::Kind) -> &'static str {
         question::Kind::ConfirmHold(_) => "confirm the hold",
         question::Kind::HasImages(_) => "look for images",
         question::Kind::Verify(_) => "verify the restore",
+        question::Kind::ListStore(_) => "list the store",
+        question::Kind::CheckStore(_) => "check the store",
+        question::Kind::ClearStore(_) => "clear the store",
     }
 }
 

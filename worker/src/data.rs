@@ -5,7 +5,8 @@ use std::{collections::HashMap, error::Error, fs::File, path::PathBuf, sync::Arc
 use async_trait::async_trait;
 use proto::worker::{
     Base, Container, Deliver, Delivered, DeliveredImage, Disarm, ExportImages, ExportedImages,
-    HasImages, ImportImages, Receive, Span, Tidy, Verified, Verify, Withdraw,
+    HasImages, ImportImages, Receive, Span, StoreChecked, StoreListing, Tidy, Verified, Verify,
+    Withdraw,
 };
 
 use pages::{
@@ -15,6 +16,7 @@ use pages::{
 };
 
 use crate::{
+    audit,
     capture::capture,
     content,
     gather::Named,
@@ -120,6 +122,18 @@ pub trait Data: Send + Sync {
         request: &ImportImages,
         progress: &ProgressFn,
     ) -> Result<(), DataError>;
+    /// What lies in the store, by migration. A data path without a store has none to tell of.
+    async fn list_store(&self) -> Result<StoreListing, DataError> {
+        Err(DataError("this node has no store".to_owned()))
+    }
+    /// Is every checkpoint of this migration whole?
+    async fn check_store(&self, _migration: &str) -> Result<StoreChecked, DataError> {
+        Err(DataError("this node has no store".to_owned()))
+    }
+    /// Removes everything of a migration from the store.
+    async fn clear_store(&self, _migration: &str) -> Result<(), DataError> {
+        Err(DataError("this node has no store".to_owned()))
+    }
 }
 
 impl DataError {
@@ -380,6 +394,29 @@ impl Data for DataPath {
         progress: &ProgressFn,
     ) -> Result<ExportedImages, DataError> {
         content::export(&self.store, &self.images, migration, request, progress)
+            .await
+            .map_err(DataError::of)
+    }
+
+    async fn list_store(&self) -> Result<StoreListing, DataError> {
+        audit::list(self.store.as_ref())
+            .await
+            .map_err(DataError::of)
+    }
+
+    async fn check_store(&self, migration: &str) -> Result<StoreChecked, DataError> {
+        let trust = Trust::load(&self.keys_dir).map_err(DataError::of)?;
+        audit::check(&self.store, &trust, migration)
+            .await
+            .map_err(DataError::of)
+    }
+
+    async fn clear_store(&self, migration: &str) -> Result<(), DataError> {
+        // A prefix of nothing would be everybody's.
+        if migration.is_empty() || migration.contains('/') {
+            return Err(DataError(format!("{migration:?} is no migration")));
+        }
+        audit::clear(self.store.as_ref(), migration)
             .await
             .map_err(DataError::of)
     }

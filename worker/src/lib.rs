@@ -8,6 +8,7 @@
 
 pub mod agent;
 pub mod archive;
+pub mod audit;
 pub mod capture;
 pub mod cgroup;
 pub mod checkpoint;

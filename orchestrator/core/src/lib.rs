@@ -12,4 +12,5 @@ pub mod plan;
 pub mod planner;
 pub mod refusal;
 pub mod state;
+pub mod store;
 pub mod view;

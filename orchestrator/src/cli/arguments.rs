@@ -96,6 +96,9 @@ pub enum Command {
         #[arg(short, long, value_name = "FORMAT")]
         output: Option<Format>,
     },
+    /// What lies in the store, whether it is whole, and clearing it up
+    #[command(subcommand)]
+    Store(StoreCommand),
     /// The version of this command
     Version,
     /// Print the completions of a shell, to be sourced
@@ -145,6 +148,32 @@ pub struct PodArguments {
     /// Print the migration object at the end instead of a summary
     #[arg(short, long, value_name = "FORMAT")]
     pub output: Option<Format>,
+}
+
+/// What to do with the store.
+#[derive(Debug, Subcommand)]
+pub enum StoreCommand {
+    /// How much each migration has in the store
+    Stats {
+        /// Print the answer's object instead of a table
+        #[arg(short, long, value_name = "FORMAT")]
+        output: Option<Format>,
+    },
+    /// Prove every checkpoint: each seal, and each object by its hash; exits with 1 when something is wrong
+    Check {
+        /// Print the answer's object instead of a table
+        #[arg(short, long, value_name = "FORMAT")]
+        output: Option<Format>,
+    },
+    /// Remove what ended migrations left; never what one under way needs, or the last copy of a pod
+    Gc {
+        /// Also what Longshore does not know (forgotten migrations): only where no other cluster uses the bucket
+        #[arg(long)]
+        unknown: bool,
+        /// Print the answer's object instead of a table
+        #[arg(short, long, value_name = "FORMAT")]
+        output: Option<Format>,
+    },
 }
 
 /// Say that a node is dead.

@@ -1,4 +1,4 @@
-//! The Kubernetes API as this command uses it: `podmigrations` and `migrationnodes`, nothing else.
+//! The Kubernetes API as this command uses it: `podmigrations`, `migrationnodes` and `storetasks`, nothing else.
 
 use kube::{
     Api, Client, Config,
@@ -10,7 +10,7 @@ use super::{
     arguments::Access,
     failure::{Asking, Failure},
 };
-use crate::k8s::resource::{MigrationNode, PodMigration};
+use crate::k8s::resource::{MigrationNode, PodMigration, StoreTask, StoreTaskSpec};
 
 /// A connection, and the namespace the user means.
 pub struct Cluster {
@@ -162,6 +162,31 @@ impl Cluster {
         Err(failure)
     }
 
+    /// Asks for something of the store.
+    pub async fn ask_store(&self, spec: StoreTaskSpec) -> Result<StoreTask, Failure> {
+        let mut task = StoreTask::new("", spec);
+        task.metadata.name = None;
+        task.metadata.generate_name = Some("migrate-".to_owned());
+        Api::all(self.client.clone())
+            .create(&PostParams::default(), &task)
+            .await
+            .map_err(|error| store_asking("create", "").failure(&error))
+    }
+
+    /// How far that is.
+    pub async fn store_task(&self, name: &str) -> Result<StoreTask, Failure> {
+        Api::all(self.client.clone())
+            .get(name)
+            .await
+            .map_err(|error| store_asking("get", name).failure(&error))
+    }
+
+    /// It was read. Whoever may not delete it leaves it to the orchestrator.
+    pub async fn forget_store_task(&self, name: &str) {
+        let tasks: Api<StoreTask> = Api::all(self.client.clone());
+        let _ = tasks.delete(name, &DeleteParams::default()).await;
+    }
+
     /// What every node can do, by name.
     pub async fn nodes(&self) -> Result<Vec<MigrationNode>, Failure> {
         let asking = Asking {
@@ -177,6 +202,15 @@ impl Cluster {
             .items;
         found.sort_by_key(|node| node.metadata.name.clone());
         Ok(found)
+    }
+}
+
+fn store_asking<'a>(verb: &'static str, name: &'a str) -> Asking<'a> {
+    Asking {
+        verb,
+        resource: "storetasks",
+        name,
+        namespace: "",
     }
 }
 

@@ -6,7 +6,7 @@ use kube::CustomResourceExt;
 use serde_json::Value;
 
 use super::{failure::Failure, output};
-use crate::k8s::resource::{MigrationNode, PodMigration};
+use crate::k8s::resource::{MigrationNode, PodMigration, StoreTask};
 
 /// Every resource of ours.
 ///
@@ -14,7 +14,7 @@ use crate::k8s::resource::{MigrationNode, PodMigration};
 /// Never: what is read back is what was written, less a hint.
 #[must_use]
 pub fn crds() -> Vec<CustomResourceDefinition> {
-    [PodMigration::crd(), MigrationNode::crd()]
+    [PodMigration::crd(), MigrationNode::crd(), StoreTask::crd()]
         .iter()
         .map(|crd| {
             let mut json = serde_json::to_value(crd).expect("a definition is plain data");

@@ -236,6 +236,7 @@ impl Failure {
                 Some("log in again, or choose another context with --context".to_owned())
             }
             Self::NotFound { resource, .. } => Some(match *resource {
+                "storetasks" => "was it deleted by somebody? ask again".to_owned(),
                 "migrationnodes" => "see which there are: migrate nodes".to_owned(),
                 _ => "see which there are: migrate get -A".to_owned(),
             }),

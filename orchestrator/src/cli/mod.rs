@@ -12,7 +12,7 @@
 //! migration goes on without it, because it does: the command holds nothing that the migration needs.
 //!
 //! What this module doesn't do: decide anything about a migration, or talk to the orchestrator or a node. A kubeconfig
-//! and the permission on `podmigrations` and `migrationnodes` is all it has.
+//! and the permission on `podmigrations`, `migrationnodes` and `storetasks` is all it has.
 
 mod abort;
 mod arguments;
@@ -28,6 +28,7 @@ mod probe;
 mod render;
 mod resolve;
 mod run;
+mod store;
 mod verdict;
 
 pub use run::main;

@@ -19,7 +19,7 @@ use super::{
     follow::{Story, follow},
     output,
     render::{Ink, describe::describe, summary::summary, table},
-    resolve,
+    resolve, store,
     verdict::{EXIT_DONE, EXIT_ERROR},
 };
 
@@ -91,6 +91,7 @@ fn run(arguments: &Arguments, called: &OsStr) -> Result<ExitCode, Failure> {
         | Command::Watch { .. }
         | Command::Abort { .. }
         | Command::Resolve(_)
+        | Command::Store(_)
         | Command::Nodes { .. } => {
             // One thread: the command waits, it doesn't work.
             return tokio::runtime::Builder::new_current_thread()
@@ -125,6 +126,7 @@ async fn ask_cluster(arguments: &Arguments) -> Result<ExitCode, Failure> {
         }
         Command::Abort { name } => return abort::abort(&cluster, name).await,
         Command::Resolve(arguments) => return resolve::resolve(&cluster, arguments).await,
+        Command::Store(command) => return store::store(&cluster, command).await,
         Command::Nodes { output: format } => {
             let nodes = cluster.nodes().await?;
             match format {

@@ -21,6 +21,7 @@ use crate::{
     k8s::{cluster::RealCluster, events::Events, intake, nodes, status::board::Board},
     peers::{book::Book, membership, record::Record},
     perform::World,
+    store_desk::StoreDesk,
     trace::Exporter,
     workers::Workers,
 };
@@ -115,6 +116,7 @@ impl Leading {
                 Box::pin(exporter.run(log.state(), leader.clone())),
             );
         }
+        let store_proposer = proposer.clone();
         let janitor = Janitor {
             clear: Arc::new(world),
             propose: proposer,
@@ -122,6 +124,13 @@ impl Leading {
             leader: leader.clone(),
         };
         part("janitor", Box::pin(janitor.run()));
+        let store = StoreDesk {
+            client: client.clone(),
+            keeper: Arc::new(workers.clone()),
+            propose: store_proposer,
+            state: log.state(),
+        };
+        part("store", Box::pin(store.run()));
         let members = membership::run(log.clone(), record.clone(), book.clone());
         part("membership", Box::pin(members));
         Ok(parts)

@@ -266,6 +266,96 @@ pub struct StatusCondition {
     pub last_transition_time: String,
 }
 
+/// A question about the store, or an order to clear it up: asked by `migrate store`, answered by the orchestrator through
+/// a worker, removed by who asked, or after an hour.
+#[allow(
+    clippy::duplicated_attributes,
+    reason = "each column has its own type and path"
+)]
+#[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[kube(
+    group = "longshore.dev",
+    version = "v1alpha1",
+    kind = "StoreTask",
+    plural = "storetasks",
+    status = "StoreTaskStatus",
+    derive = "PartialEq",
+    printcolumn(name = "What", type_ = "string", json_path = ".spec.what"),
+    printcolumn(name = "Phase", type_ = "string", json_path = ".status.phase"),
+    printcolumn(name = "Message", type_ = "string", json_path = ".status.message"),
+    printcolumn(
+        name = "Age",
+        type_ = "date",
+        json_path = ".metadata.creationTimestamp"
+    )
+)]
+#[serde(rename_all = "camelCase")]
+pub struct StoreTaskSpec {
+    /// Stats: what lies there. Check: the same, and every checkpoint proved. Collect: the same, and what nobody needs removed.
+    pub what: StoreWhat,
+    /// With Collect: also what the log does not know. It may belong to another cluster that uses the same bucket.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unknown_too: bool,
+}
+
+/// See [`StoreTaskSpec`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[expect(missing_docs, reason = "explained where it is used")]
+pub enum StoreWhat {
+    Stats,
+    Check,
+    Collect,
+}
+
+/// The answer.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct StoreTaskStatus {
+    /// Done, or Failed; "" until then.
+    pub phase: String,
+    /// Why it failed.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub message: String,
+    /// By migration, the largest first, at most 500.
+    pub migrations: Vec<StoredMigration>,
+    /// All together.
+    pub total_objects: u64,
+    /// All together.
+    pub total_bytes: u64,
+    /// Removed by this task.
+    pub removed_objects: u64,
+    /// Removed by this task.
+    pub removed_bytes: u64,
+    /// What is wrong with checkpoints, by name.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub problems: Vec<String>,
+}
+
+/// What a migration has in the store.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct StoredMigration {
+    /// UID of its PodMigration.
+    pub id: String,
+    /// Namespace and name of that object, where the log knows it.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub object: String,
+    /// UnderWay, LastCopy, Ended, Unknown.
+    pub owner: String,
+    /// Objects.
+    pub objects: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Complete checkpoints among them.
+    pub checkpoints: u32,
+    /// After a check: objects that no manifest names.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub loose: Option<u64>,
+    /// It was removed by this task.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub removed: bool,
+}
+
 /// What a node can do, as its worker says. Written by the orchestrator; one object a node, of the node's name.
 #[allow(
     clippy::duplicated_attributes,

@@ -116,7 +116,10 @@ impl Act<'_> {
             answer::Kind::Images(images) => Ok(images.missing),
             answer::Kind::Inspection(_)
             | answer::Kind::HoldState(_)
-            | answer::Kind::Verified(_) => Err(Ended::unknown(
+            | answer::Kind::Verified(_)
+            | answer::Kind::StoreListing(_)
+            | answer::Kind::StoreChecked(_)
+            | answer::Kind::StoreCleared(_) => Err(Ended::unknown(
                 "WorkerConfused",
                 "the answer to HasImages was something else",
             )),

@@ -124,12 +124,15 @@ impl Act<'_> {
                 ),
                 "",
             ))),
-            answer::Kind::Inspection(_) | answer::Kind::Images(_) | answer::Kind::Verified(_) => {
-                Err(Ended::unknown(
-                    "WorkerConfused",
-                    "the answer to ConfirmHold was something else",
-                ))
-            }
+            answer::Kind::Inspection(_)
+            | answer::Kind::Images(_)
+            | answer::Kind::Verified(_)
+            | answer::Kind::StoreListing(_)
+            | answer::Kind::StoreChecked(_)
+            | answer::Kind::StoreCleared(_) => Err(Ended::unknown(
+                "WorkerConfused",
+                "the answer to ConfirmHold was something else",
+            )),
         }
     }
 }

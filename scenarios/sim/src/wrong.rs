@@ -103,7 +103,10 @@ impl Nodes for WrongNodes {
             question::Kind::ConfirmHold(confirm) => Some(confirm.clone()),
             question::Kind::Inspect(_)
             | question::Kind::HasImages(_)
-            | question::Kind::Verify(_) => None,
+            | question::Kind::Verify(_)
+            | question::Kind::ListStore(_)
+            | question::Kind::CheckStore(_)
+            | question::Kind::ClearStore(_) => None,
         };
         let Some(confirm) = confirm else {
             let answer = self.workers.ask(node, kind, within).await;

@@ -7,6 +7,7 @@ mod many;
 mod moto;
 mod redis;
 mod rounds;
+mod store;
 
 pub use appearance::{abort_by_deletion, looks_the_same};
 pub use containers::{sidecar_and_finished_init, two_containers};
@@ -15,6 +16,7 @@ pub use many::ten_at_once;
 pub use moto::moto;
 pub use redis::redis_under_load;
 pub use rounds::{lost as rounds_lost, sent_ahead};
+pub use store::cleared_up as store_cleared_up;
 
 use super::{Stage, client::Client};
 use crate::{

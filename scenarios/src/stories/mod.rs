@@ -101,6 +101,11 @@ fn good_days() -> Vec<Story> {
             tell: good::rounds_lost,
         },
         Story {
+            name: "store-cleared-up",
+            about: "migrate store shows what lies in the store, proves it, and removes what ended migrations left and nothing else",
+            tell: good::store_cleared_up,
+        },
+        Story {
             name: "ten-at-once",
             about: "ten migrations asked for at once all end, none twice, none lost",
             tell: good::ten_at_once,

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use prost::Message;
 use proto::worker::{
-    Answer, Disarm, ImagesState, Inspection, Pod, Question, StepReport, StepRequest, Tidy,
-    Verified, VerifiedContainer, Verify, Withdraw, answer, question,
+    Answer, Disarm, ImagesState, Inspection, Pod, Question, StepReport, StepRequest, StoreCleared,
+    Tidy, Verified, VerifiedContainer, Verify, Withdraw, answer, question,
     step_report::{Outcome, Result as StepResult},
     step_request,
     verified_container::Origin,
@@ -346,6 +346,24 @@ impl Performer {
             }
             Some(question::Kind::Verify(verify)) => {
                 self.verify(&verify).await.map(answer::Kind::Verified)
+            }
+            Some(question::Kind::ListStore(_)) => {
+                let listed = self.data.list_store().await;
+                listed
+                    .map(answer::Kind::StoreListing)
+                    .map_err(|error| error.to_string())
+            }
+            Some(question::Kind::CheckStore(check)) => {
+                let checked = self.data.check_store(&check.migration_id).await;
+                checked
+                    .map(answer::Kind::StoreChecked)
+                    .map_err(|error| error.to_string())
+            }
+            Some(question::Kind::ClearStore(clear)) => {
+                let cleared = self.data.clear_store(&clear.migration_id).await;
+                cleared
+                    .map(|()| answer::Kind::StoreCleared(StoreCleared {}))
+                    .map_err(|error| error.to_string())
             }
             None => Err("this version of the worker does not know the question".to_owned()),
         };

@@ -232,3 +232,63 @@ async fn a_round_that_is_missing_or_spoiled_in_the_store_is_named() {
     let error = receive(&bench.node("rescue"), &last).await.unwrap_err();
     assert!(error.to_string().contains(&one.manifest_key), "{error}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_store_is_listed_checked_and_cleared_by_migration() {
+    let bench = Bench::new();
+    let source = bench.node("source");
+    let quiet = &|_: &str, _: u64, _: u64| {};
+    let archives = bench.archive("one", &archive_with(&[]));
+    let prefix = format!("checkpoints/{MIGRATION}/1/");
+    let one = source
+        .copy(stores(&prefix, &archives, None), quiet)
+        .await
+        .unwrap();
+    let archives = bench.archive("two", &archive_with(&noise(2, 9_000)));
+    let (prefix, base) = (format!("checkpoints/{MIGRATION}/2/"), base_of(&one));
+    let two = source.save(stores(&prefix, &archives, Some(&base)), quiet);
+    let two = two.await.unwrap();
+    // A capture that ended before its manifest was written.
+    for (key, bytes) in [
+        ("checkpoints/m/3/packs/loose", "x"),
+        ("images/n/1/blob", "yy"),
+    ] {
+        bench.store.put(key, bytes.into()).await.unwrap();
+    }
+    let listed = source.list_store().await.unwrap().migrations;
+    let seen: Vec<_> = listed
+        .iter()
+        .map(|one| (one.migration_id.as_str(), one.checkpoints))
+        .collect();
+    assert_eq!(seen, [("m", 2), ("n", 0)]);
+    assert_eq!(listed[0].bytes, one.stored_bytes + two.stored_bytes + 1);
+    let checked = source.check_store(MIGRATION).await.unwrap();
+    assert_eq!((checked.checkpoints, checked.loose), (2, 1));
+    assert_eq!(checked.problems, Vec::<String>::new());
+    assert_eq!(
+        checked.objects,
+        listed[0].objects - 2,
+        "one manifest is a base and proved"
+    );
+
+    let checkpoint = bench.checkpoint(&source, &two).await;
+    let (_, Archive::Paged { container, .. }) = &checkpoint.archives[0] else {
+        panic!("not of this version");
+    };
+    let (pack, recipe) = (&container.packs[0].key, &container.recipe.key);
+    assert!(bench.store.spoil(pack, |bytes| bytes[9] ^= 1));
+    bench.store.delete(recipe).await.unwrap();
+    assert!(bench.store.spoil(&one.manifest_key, |bytes| bytes[9] ^= 1));
+    let problems = source.check_store(MIGRATION).await.unwrap().problems;
+    for wrong in [pack, recipe, &one.manifest_key] {
+        let named = problems
+            .iter()
+            .any(|problem| problem.contains(wrong.as_str()));
+        assert!(named, "{wrong} in {problems:?}");
+    }
+
+    assert!(source.clear_store("").await.is_err(), "that is everybody");
+    source.clear_store(MIGRATION).await.unwrap();
+    let left = source.list_store().await.unwrap().migrations;
+    assert_eq!(left.len(), 1, "{left:?}");
+}

@@ -8,7 +8,7 @@ use std::{
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use super::{Fault, Store, StoreError};
+use super::{Fault, Store, StoreError, Stored};
 
 /// Objects by key.
 #[derive(Default)]
@@ -63,6 +63,18 @@ impl Store for Memory {
             .keys()
             .filter(|key| key.starts_with(prefix))
             .cloned()
+            .collect())
+    }
+
+    async fn survey(&self, prefix: &str) -> Result<Vec<Stored>, StoreError> {
+        let objects = self.objects();
+        let below = objects.iter().filter(|(key, _)| key.starts_with(prefix));
+        Ok(below
+            .map(|(key, bytes)| Stored {
+                key: key.clone(),
+                bytes: bytes.len() as u64,
+                unix_s: 0,
+            })
             .collect())
     }
 

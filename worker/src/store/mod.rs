@@ -29,8 +29,21 @@ pub trait Store: Send + Sync {
     async fn delete(&self, key: &str) -> Result<(), StoreError>;
     /// The keys that begin with `prefix`, in order.
     async fn list(&self, prefix: &str) -> Result<Vec<String>, StoreError>;
+    /// The same, with what the store says of each.
+    async fn survey(&self, prefix: &str) -> Result<Vec<Stored>, StoreError>;
     /// Is there such an object?
     async fn exists(&self, key: &str) -> Result<bool, StoreError>;
+}
+
+/// An object as a store lists it. Nothing of it is proved.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stored {
+    /// Its key.
+    pub key: String,
+    /// Its bytes.
+    pub bytes: u64,
+    /// When it was stored, seconds since 1970 by the store's clock; 0: not known.
+    pub unix_s: u64,
 }
 
 /// What was being done, where, and what stood in the way.

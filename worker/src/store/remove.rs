@@ -54,7 +54,7 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
-    use crate::store::memory::Memory;
+    use crate::store::{Stored, memory::Memory};
 
     /// A store whose lists are altered on their way: the first ones say this instead.
     struct Liar {
@@ -82,6 +82,10 @@ mod tests {
                 Some(lie) => Ok(lie),
                 None => self.store.list(prefix).await,
             }
+        }
+
+        async fn survey(&self, prefix: &str) -> Result<Vec<Stored>, StoreError> {
+            self.store.survey(prefix).await
         }
 
         async fn exists(&self, key: &str) -> Result<bool, StoreError> {

@@ -21,7 +21,7 @@ use aws_sdk_s3::{
 use aws_smithy_http_client::tls::{self, rustls_provider::CryptoMode};
 use bytes::Bytes;
 
-use super::{Fault, Store, StoreError};
+use super::{Fault, Store, StoreError, Stored};
 
 /// Tries of one request: with the SDK's backoff (up to 1, 2, 4 s) a hiccup of some seconds is survived, and a store
 /// that is down is reported before a freeze budget of tens of seconds has gone.
@@ -197,7 +197,12 @@ impl Store for S3 {
     }
 
     async fn list(&self, prefix: &str) -> Result<Vec<String>, StoreError> {
-        let mut keys = Vec::new();
+        let listed = self.survey(prefix).await?;
+        Ok(listed.into_iter().map(|object| object.key).collect())
+    }
+
+    async fn survey(&self, prefix: &str) -> Result<Vec<Stored>, StoreError> {
+        let mut listed = Vec::new();
         let mut pages = self
             .client
             .list_objects_v2()
@@ -207,14 +212,19 @@ impl Store for S3 {
             .send();
         while let Some(page) = pages.next().await {
             let page = page.map_err(|error| self.error("list", prefix, fault(&error)))?;
-            keys.extend(
-                page.contents()
-                    .iter()
-                    .filter_map(|object| object.key())
-                    .map(str::to_owned),
-            );
+            listed.extend(page.contents().iter().filter_map(|object| {
+                let time = object.last_modified().map(|time| time.secs());
+                Some(Stored {
+                    key: object.key()?.to_owned(),
+                    bytes: object
+                        .size()
+                        .and_then(|size| size.try_into().ok())
+                        .unwrap_or(0),
+                    unix_s: time.and_then(|secs| secs.try_into().ok()).unwrap_or(0),
+                })
+            }));
         }
-        Ok(keys)
+        Ok(listed)
     }
 
     async fn exists(&self, key: &str) -> Result<bool, StoreError> {

@@ -3,7 +3,9 @@
 use super::units;
 use crate::{
     cli::verdict,
-    k8s::resource::{MigrationNode, MigrationNodeSpec, PodMigration, StatusFinding},
+    k8s::resource::{
+        MigrationNode, MigrationNodeSpec, PodMigration, StatusFinding, StoreTaskStatus, StoreWhat,
+    },
 };
 
 /// Between columns, as kubectl has it.
@@ -50,6 +52,69 @@ pub fn migrations(objects: &[PodMigration], columns: Columns, now: i64) -> Strin
         rows.push(row);
     }
     aligned(&rows)
+}
+
+/// What lies in the store, then what is wrong with it and what was done.
+pub fn stored(status: &StoreTaskStatus, what: StoreWhat) -> String {
+    let mut header = vec![
+        "MIGRATION",
+        "OBJECT",
+        "OWNER",
+        "CHECKPOINTS",
+        "OBJECTS",
+        "BYTES",
+    ];
+    match what {
+        StoreWhat::Stats => {}
+        StoreWhat::Check => header.push("LOOSE"),
+        StoreWhat::Collect => header.push("REMOVED"),
+    }
+    let mut rows = vec![header.into_iter().map(str::to_owned).collect::<Vec<_>>()];
+    for one in &status.migrations {
+        let mut row = vec![
+            one.id.clone(),
+            one.object.clone(),
+            one.owner.clone(),
+            one.checkpoints.to_string(),
+            one.objects.to_string(),
+            units::bytes(one.bytes),
+        ];
+        match what {
+            StoreWhat::Stats => {}
+            StoreWhat::Check => {
+                row.push(one.loose.map_or(String::new(), |loose| loose.to_string()))
+            }
+            StoreWhat::Collect => row.push(if one.removed { "yes" } else { "" }.to_owned()),
+        }
+        rows.push(row);
+    }
+    let mut text = if status.migrations.is_empty() {
+        String::new()
+    } else {
+        aligned(&rows)
+    };
+    for problem in &status.problems {
+        text.push_str(&format!("wrong: {problem}\n"));
+    }
+    text.push_str(&format!(
+        "{} objects, {}",
+        status.total_objects,
+        units::bytes(status.total_bytes)
+    ));
+    match what {
+        StoreWhat::Stats => {}
+        StoreWhat::Check if status.problems.is_empty() => {
+            text.push_str("; every checkpoint is whole")
+        }
+        StoreWhat::Check => text.push_str(&format!("; {} things are wrong", status.problems.len())),
+        StoreWhat::Collect => text.push_str(&format!(
+            "; removed {} objects, {}",
+            status.removed_objects,
+            units::bytes(status.removed_bytes)
+        )),
+    }
+    text.push('\n');
+    text
 }
 
 /// What each node can do, then why not, word for word.
