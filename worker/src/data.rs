@@ -13,12 +13,14 @@ use pages::{
     manifest::{Manifest, VERSION, wrap},
 };
 
+use tokio_util::sync::CancellationToken;
+
 use crate::{
     capture::capture,
     content,
     images::Images,
     registry::Registry,
-    restore::{image::Restorer, verify},
+    restore::{image::Restorer, unless, verify},
     spans::{now_unix_ns, span_since},
     store::Store,
     trust::Trust,
@@ -60,13 +62,15 @@ pub trait Data: Send + Sync {
         archives: &[(String, PathBuf)],
         progress: &ProgressFn,
     ) -> Result<Saved, DataError>;
-    /// Brings every byte into this node's runtime.
+    /// Brings every byte into this node's runtime. Ends early, and soon, once `give_way` is cancelled: a newer step of
+    /// the migration waits. So do [`Data::export_images`] and [`Data::import_images`].
     async fn deliver(
         &self,
         migration: &str,
         revision: u64,
         request: &Deliver,
         progress: &ProgressFn,
+        give_way: &CancellationToken,
     ) -> Result<(Delivered, Vec<Span>), DataError>;
     /// Were the containers restored from the checkpoint?
     async fn verify(&self, request: &Verify) -> Result<Verified, DataError>;
@@ -91,6 +95,7 @@ pub trait Data: Send + Sync {
         migration: &str,
         request: &ExportImages,
         progress: &ProgressFn,
+        give_way: &CancellationToken,
     ) -> Result<ExportedImages, DataError>;
     /// Brings stored images into this node's runtime.
     async fn import_images(
@@ -98,6 +103,7 @@ pub trait Data: Send + Sync {
         migration: &str,
         request: &ImportImages,
         progress: &ProgressFn,
+        give_way: &CancellationToken,
     ) -> Result<(), DataError>;
 }
 
@@ -226,9 +232,10 @@ impl Data for DataPath {
         revision: u64,
         request: &Deliver,
         progress: &ProgressFn,
+        give_way: &CancellationToken,
     ) -> Result<(Delivered, Vec<Span>), DataError> {
         self.restorer
-            .deliver(migration, revision, request, progress)
+            .deliver(migration, revision, request, progress, give_way)
             .await
             .map_err(DataError::of)
     }
@@ -285,10 +292,10 @@ impl Data for DataPath {
         migration: &str,
         request: &ExportImages,
         progress: &ProgressFn,
+        give_way: &CancellationToken,
     ) -> Result<ExportedImages, DataError> {
-        content::export(&self.store, &self.images, migration, request, progress)
-            .await
-            .map_err(DataError::of)
+        let export = content::export(&self.store, &self.images, migration, request, progress);
+        unless(give_way, export).await.map_err(DataError::of)
     }
 
     async fn import_images(
@@ -296,6 +303,7 @@ impl Data for DataPath {
         migration: &str,
         request: &ImportImages,
         progress: &ProgressFn,
+        give_way: &CancellationToken,
     ) -> Result<(), DataError> {
         content::import(
             &self.store,
@@ -304,6 +312,7 @@ impl Data for DataPath {
             migration,
             request,
             progress,
+            give_way,
         )
         .await
         .map_err(DataError::of)

@@ -186,7 +186,7 @@ impl Performer {
             }
             Kind::Deliver(deliver) => {
                 let delivered = data
-                    .deliver(migration, key.revision, deliver, progress)
+                    .deliver(migration, key.revision, deliver, progress, superseded)
                     .await;
                 delivered.map_or_else(of_data, |(delivered, spans)| {
                     timeline.extend(spans);
@@ -204,13 +204,15 @@ impl Performer {
             Kind::Withdraw(withdraw) => self.withdraw(migration, withdraw).await,
             Kind::Tidy(tidy) => self.tidy(migration, tidy).await,
             Kind::ExportImages(export) => {
-                let exported = data.export_images(migration, export, progress).await;
+                let exported = data
+                    .export_images(migration, export, progress, superseded)
+                    .await;
                 exported.map_or_else(of_data, |exported| {
                     Ended::Done(Some(StepResult::Exported(exported)))
                 })
             }
             Kind::ImportImages(import) => data
-                .import_images(migration, import, progress)
+                .import_images(migration, import, progress, superseded)
                 .await
                 .map_or_else(of_data, |()| Ended::Done(None)),
         }

@@ -139,6 +139,7 @@ impl Bench {
             self.target(),
             Arc::default(),
             &|_| {},
+            &CancellationToken::new(),
         )
         .await
     }

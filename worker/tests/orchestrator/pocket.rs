@@ -13,11 +13,12 @@ use proto::worker::{
     Deliver, Delivered, DeliveredImage, Disarm, ExportImages, ExportedImages, HasImages,
     ImportImages, Span, Tidy, Verified, Verify, Withdraw,
 };
+use tokio_util::sync::CancellationToken;
 use worker::data::{Data, DataError, ProgressFn, Saved};
 
 pub struct Pocket {
     pub folder: PathBuf,
-    /// Delivering takes this long.
+    /// Delivering takes this long, unless it gives way.
     pub slow: Duration,
     /// How often something was delivered.
     pub delivered: Arc<AtomicUsize>,
@@ -51,9 +52,11 @@ impl Data for Pocket {
         _revision: u64,
         _request: &Deliver,
         progress: &ProgressFn,
+        give_way: &CancellationToken,
     ) -> Result<(Delivered, Vec<Span>), DataError> {
         progress("fetch", 1, 2);
-        tokio::time::sleep(self.slow).await;
+        let slow = give_way.run_until_cancelled(tokio::time::sleep(self.slow));
+        slow.await.ok_or_else(|| DataError("gave way".to_owned()))?;
         self.delivered.fetch_add(1, Ordering::SeqCst);
         Ok((Delivered::default(), Vec::new()))
     }
@@ -94,6 +97,7 @@ impl Data for Pocket {
         _: &str,
         _: &ExportImages,
         _: &ProgressFn,
+        _: &CancellationToken,
     ) -> Result<ExportedImages, DataError> {
         Ok(ExportedImages::default())
     }
@@ -103,6 +107,7 @@ impl Data for Pocket {
         _: &str,
         _: &ImportImages,
         _: &ProgressFn,
+        _: &CancellationToken,
     ) -> Result<(), DataError> {
         Ok(())
     }

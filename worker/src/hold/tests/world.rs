@@ -20,6 +20,7 @@ use proto::{
         verified_container::Origin,
     },
 };
+use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
 use super::{IDS, UID};
@@ -234,6 +235,7 @@ impl Data for Shared {
         _: u64,
         _: &Deliver,
         _: &ProgressFn,
+        _: &CancellationToken,
     ) -> Result<(Delivered, Vec<Span>), DataError> {
         Err(DataError("not asked".into()))
     }
@@ -283,6 +285,7 @@ impl Data for Shared {
         _: &str,
         _: &ExportImages,
         _: &ProgressFn,
+        _: &CancellationToken,
     ) -> Result<ExportedImages, DataError> {
         Err(DataError("not asked".into()))
     }
@@ -291,6 +294,7 @@ impl Data for Shared {
         _: &str,
         _: &ImportImages,
         _: &ProgressFn,
+        _: &CancellationToken,
     ) -> Result<(), DataError> {
         Err(DataError("not asked".into()))
     }
