@@ -205,19 +205,12 @@ impl Agent {
                 ),
             },
             Event::Finished(key, report) => {
-                let (asker, next) = self.desk.finish(&key);
-                if let Some(Asker { line, call }) = asker {
+                if let Some(Asker { line, call }) = self.desk.finish(&key) {
                     let report = StepReport { call, ..*report };
                     self.send(line, from_worker::Kind::Report(report));
                 }
-                if let Some(Work {
-                    request,
-                    asker: Some(asker),
-                    superseded: _,
-                }) = next
-                {
-                    // What was seen while it waited may have made it old.
-                    self.step(asker.line, request).await?;
+                while let Some((line, request)) = self.desk.next(&key.migration) {
+                    self.step(line, request).await?;
                 }
             }
             Event::Answered(line, answer) => self.send(line, from_worker::Kind::Answer(*answer)),

@@ -20,6 +20,7 @@ use proto::{
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
 use tonic::{Code, Request, Status, metadata::MetadataValue};
 
 use crate::{
@@ -28,7 +29,7 @@ use crate::{
     images::{Blob, Images, RuntimeError, failed},
     manifest::{self, Packed},
     registry::Registry,
-    restore::{RestoreError, image::base_image},
+    restore::{RestoreError, image::base_image, unless},
     save::{self, PACK_RAW_BYTES_MAX, Pieces, SaveError},
     spans::{Traffic, now_unix_ns},
     store::Store,
@@ -197,7 +198,8 @@ pub async fn export(
     })
 }
 
-/// Brings exported images into this node's runtime. Repeating this fetches only what is missing.
+/// Brings exported images into this node's runtime. Repeating this fetches only what is missing. Gives way, but for the
+/// lease, which would keep what was brought for ever.
 pub async fn import(
     store: &Arc<dyn Store>,
     images: &Images,
@@ -205,16 +207,17 @@ pub async fn import(
     migration: &str,
     request: &ImportImages,
     progress: &ProgressFn,
+    give_way: &CancellationToken,
 ) -> Result<(), RestoreError> {
     let key = &request.manifest_key;
-    let bytes = store.get(key).await?;
+    let bytes = unless(give_way, store.get(key)).await?;
     let manifest: ImagesManifest = manifest::read_versioned(key, &bytes, &request.manifest_blake3)?;
     let lease = format!("longshore-{migration}");
     take_lease(images, &lease).await?;
-    let imported = import_under(
+    let import = import_under(
         store, images, registry, &lease, &manifest, request, progress,
-    )
-    .await;
+    );
+    let imported = unless(give_way, import).await;
     let request = leases::DeleteRequest {
         id: lease.clone(),
         sync: false,
@@ -503,7 +506,7 @@ fn full_name(image: &str) -> String {
 }
 
 /// A full name without tag and digest.
-fn repository(full_name: &str) -> &str {
+pub fn repository(full_name: &str) -> &str {
     let plain = full_name.split('@').next().unwrap_or_default();
     match plain.rsplit_once(':') {
         Some((repository, tag)) if !tag.contains('/') => repository,

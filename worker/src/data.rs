@@ -15,6 +15,8 @@ use pages::{
     source::Opened,
 };
 
+use tokio_util::sync::CancellationToken;
+
 use crate::{
     audit,
     capture::capture,
@@ -22,7 +24,7 @@ use crate::{
     gather::Named,
     images::Images,
     registry::Registry,
-    restore::{image::Restorer, verify},
+    restore::{image::Restorer, unless, verify},
     rounds::{Kept, Round, Rounds},
     spans::{now_unix_ns, span_since},
     store::Store,
@@ -82,14 +84,17 @@ pub trait Data: Send + Sync {
         migration: &str,
         request: &Receive,
         progress: &ProgressFn,
+        give_way: &CancellationToken,
     ) -> Result<Vec<Span>, DataError>;
-    /// Brings every byte into this node's runtime.
+    /// Brings every byte into this node's runtime. Ends early, and soon, once `give_way` is cancelled: a newer step of
+    /// the migration waits. So do [`Data::receive`], [`Data::export_images`] and [`Data::import_images`].
     async fn deliver(
         &self,
         migration: &str,
         revision: u64,
         request: &Deliver,
         progress: &ProgressFn,
+        give_way: &CancellationToken,
     ) -> Result<(Delivered, Vec<Span>), DataError>;
     /// Were the containers restored from the checkpoint?
     async fn verify(&self, request: &Verify) -> Result<Verified, DataError>;
@@ -114,6 +119,7 @@ pub trait Data: Send + Sync {
         migration: &str,
         request: &ExportImages,
         progress: &ProgressFn,
+        give_way: &CancellationToken,
     ) -> Result<ExportedImages, DataError>;
     /// Brings stored images into this node's runtime.
     async fn import_images(
@@ -121,6 +127,7 @@ pub trait Data: Send + Sync {
         migration: &str,
         request: &ImportImages,
         progress: &ProgressFn,
+        give_way: &CancellationToken,
     ) -> Result<(), DataError>;
     /// What lies in the store, by migration. A data path without a store has none to tell of.
     async fn list_store(&self) -> Result<StoreListing, DataError> {
@@ -312,6 +319,7 @@ impl Data for DataPath {
         migration: &str,
         request: &Receive,
         progress: &ProgressFn,
+        give_way: &CancellationToken,
     ) -> Result<Vec<Span>, DataError> {
         let Base {
             manifest_key,
@@ -321,10 +329,8 @@ impl Data for DataPath {
             key: manifest_key,
             blake3: manifest_blake3,
         };
-        self.restorer
-            .receive(migration, &round, progress)
-            .await
-            .map_err(DataError::of)
+        let receive = self.restorer.receive(migration, &round, progress);
+        unless(give_way, receive).await.map_err(DataError::of)
     }
 
     async fn deliver(
@@ -333,9 +339,10 @@ impl Data for DataPath {
         revision: u64,
         request: &Deliver,
         progress: &ProgressFn,
+        give_way: &CancellationToken,
     ) -> Result<(Delivered, Vec<Span>), DataError> {
         self.restorer
-            .deliver(migration, revision, request, progress)
+            .deliver(migration, revision, request, progress, give_way)
             .await
             .map_err(DataError::of)
     }
@@ -392,10 +399,10 @@ impl Data for DataPath {
         migration: &str,
         request: &ExportImages,
         progress: &ProgressFn,
+        give_way: &CancellationToken,
     ) -> Result<ExportedImages, DataError> {
-        content::export(&self.store, &self.images, migration, request, progress)
-            .await
-            .map_err(DataError::of)
+        let export = content::export(&self.store, &self.images, migration, request, progress);
+        unless(give_way, export).await.map_err(DataError::of)
     }
 
     async fn list_store(&self) -> Result<StoreListing, DataError> {
@@ -426,6 +433,7 @@ impl Data for DataPath {
         migration: &str,
         request: &ImportImages,
         progress: &ProgressFn,
+        give_way: &CancellationToken,
     ) -> Result<(), DataError> {
         content::import(
             &self.store,
@@ -434,6 +442,7 @@ impl Data for DataPath {
             migration,
             request,
             progress,
+            give_way,
         )
         .await
         .map_err(DataError::of)

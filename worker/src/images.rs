@@ -311,22 +311,21 @@ impl Images {
 
     /// Names of the records that begin with `prefix`.
     pub async fn names(&self, prefix: &str) -> Result<Vec<String>, RuntimeError> {
-        let answer = self
-            .records
-            .clone()
-            .list(images::ListImagesRequest {
-                filters: Vec::new(),
-            })
-            .await;
-        let answer = answer
-            .map_err(|status| failed("list images".to_owned(), status))?
-            .into_inner();
-        Ok(answer
-            .images
+        let names = self
+            .all_records()
+            .await?
             .into_iter()
-            .map(|image| image.name)
-            .filter(|name| name.starts_with(prefix))
-            .collect())
+            .map(|image| image.name);
+        Ok(names.filter(|name| name.starts_with(prefix)).collect())
+    }
+
+    /// All records there are.
+    pub async fn all_records(&self) -> Result<Vec<images::Image>, RuntimeError> {
+        let filters = Vec::new();
+        let request = images::ListImagesRequest { filters };
+        let answer = self.records.clone().list(request).await;
+        let answer = answer.map_err(|status| failed("list images".to_owned(), status))?;
+        Ok(answer.into_inner().images)
     }
 
     /// Removes a name; one that is not there is removed already.

@@ -24,6 +24,7 @@ use aws_lc_rs::digest::{self, SHA256};
 use pages::source::{ReadAt, View};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     archive::{
@@ -129,18 +130,23 @@ pub enum RebuildError {
         #[source]
         source: io::Error,
     },
+    /// It was told to.
+    #[error("given up, because a newer step of the migration waits for its end")]
+    GaveWay,
     /// The worker is shutting down.
     #[error("a thread of the worker ended early, it is shutting down")]
     Stopped,
 }
 
-/// Makes the image in `folder`, or finds it made. An error leaves no layer behind.
+/// Makes the image in `folder`, or finds it made. An error leaves no layer behind. Gathering gives way, for it waits for
+/// the store; threads that write into the folder are let end, so nothing is written once this has returned.
 pub async fn build(
     store: Arc<dyn Store>,
     recipe: Recipe,
     folder: PathBuf,
     traffic: Arc<Traffic>,
     progress: &(dyn Fn(u64) + Send + Sync),
+    give_way: &CancellationToken,
 ) -> Result<Built, RebuildError> {
     if let Some(built) = find(&recipe, &folder).await? {
         progress(recipe.archive.size());
@@ -151,8 +157,11 @@ pub async fn build(
     blocking(move || make_room(&room, needed_bytes)).await?;
     let files = Unfinished(folder.clone());
     let new = layer::new_path(&folder);
+    // Dropped, its threads may still write into the file of new bytes, which has no name any more then.
     let base = recipe.base.as_ref();
-    let gathered = gather(store, &recipe.archive, base, &new, traffic, progress).await;
+    let gather = gather(store, &recipe.archive, base, &new, traffic, progress);
+    let gathered = give_way.run_until_cancelled(gather).await;
+    let gathered = gathered.ok_or(RebuildError::GaveWay)?;
     let archive = gathered.map_err(|source| not_gathered(&recipe, &folder, source))?;
     let built = blocking(move || {
         let layer = write_layer(&recipe, &folder, &archive)?;

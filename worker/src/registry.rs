@@ -50,7 +50,7 @@ pub struct Registry {
     images: Images,
     answers: watch::Sender<Arc<Answers>>,
     /// Held while the file is replaced, so that changes follow one another.
-    file: Mutex<()>,
+    file: Arc<Mutex<()>>,
 }
 
 /// What each reference stands for.
@@ -154,7 +154,7 @@ impl Registry {
             port,
             images,
             answers,
-            file: Mutex::new(()),
+            file: Arc::default(),
         }))
     }
 
@@ -183,7 +183,22 @@ impl Registry {
 
     /// What names of a migration begin with, in the runtime's records.
     pub fn checkpoint_prefix(&self, migration: &str) -> String {
-        format!("localhost:{}/{CHECKPOINTS}{migration}/", self.port)
+        format!("{}{migration}/", self.checkpoints_prefix())
+    }
+
+    /// What names of any migration begin with, in the runtime's records.
+    pub fn checkpoints_prefix(&self) -> String {
+        format!("localhost:{}/{CHECKPOINTS}", self.port)
+    }
+
+    /// It has an answer for this name of the runtime's, or keeps one from answering.
+    pub fn knows(&self, name: &str) -> bool {
+        let prefix = self.checkpoints_prefix();
+        let key = name.strip_prefix(&prefix).and_then(|rest| {
+            let end = rest.find([':', '@'])?;
+            Some(&rest[..end])
+        });
+        key.is_some_and(|key| self.answers.borrow().checkpoints.contains_key(key))
     }
 
     /// A base image as this registry serves it: by digest, under a name that people recognise.
@@ -333,9 +348,10 @@ impl Registry {
             .rsplit_once(':')
     }
 
-    /// The file first, the answers after it: what was once answered is answered after a crash, too.
+    /// The file first, the answers after it: what was once answered is answered after a crash, too. Both in one thread,
+    /// which also lets the next change begin: whoever stops waiting for this one leaves nothing half done.
     async fn change(&self, change: impl FnOnce(&mut Answers)) -> Result<(), RegistryError> {
-        let guard = self.file.lock().await;
+        let guard = self.file.clone().lock_owned().await;
         let mut answers = Answers::clone(&self.answers.borrow());
         answers.version = VERSION;
         change(&mut answers);
@@ -344,13 +360,17 @@ impl Registry {
         }
         let path = self.state_dir.join(FILE);
         let bytes = serde_json::to_vec_pretty(&answers).expect("strings always serialize");
-        tokio::task::spawn_blocking(move || rebuild::replace_file(&path, &bytes))
+        let answered = self.answers.clone();
+        let replace = move || {
+            rebuild::replace_file(&path, &bytes)?;
+            answered.send_replace(Arc::new(answers));
+            drop(guard);
+            Ok(())
+        };
+        tokio::task::spawn_blocking(replace)
             .await
             .unwrap_or(Err(RebuildError::Stopped))
-            .map_err(RegistryError::Keep)?;
-        self.answers.send_replace(Arc::new(answers));
-        drop(guard);
-        Ok(())
+            .map_err(RegistryError::Keep)
     }
 
     /// The image a folder holds, if it holds one.

@@ -199,11 +199,13 @@ async fn what_is_older_than_the_registration_or_than_a_step_seen_is_refused() {
 
 #[tokio::test]
 async fn steps_of_one_migration_follow_each_other_and_those_of_two_do_not_wait() {
-    let (node, mut desk) = (Node::new(), Desk::open().await);
+    let (mut node, mut desk) = (Node::new(), Desk::open().await);
+    // Long beside a step of the other migration, whose journal waits for a disk with other things to do.
+    node.slow = Duration::from_secs(3);
     node.start(&desk);
     desk.hello().await;
     let slow = desk.ask("m", 20, deliver()).await;
-    let next = desk.ask("m", 21, Kind::Disarm(Disarm::default())).await;
+    let next = desk.ask("m", 20, Kind::Disarm(Disarm::default())).await;
     let other = desk
         .step("other", 21, Kind::Disarm(Disarm::default()))
         .await;
@@ -213,6 +215,27 @@ async fn steps_of_one_migration_follow_each_other_and_those_of_two_do_not_wait()
     );
     assert_eq!(desk.report(slow).await.outcome(), Outcome::Done);
     assert_eq!(desk.report(next).await.outcome(), Outcome::Done);
+}
+
+#[tokio::test]
+async fn a_delivery_gives_way_to_a_withdrawal_and_the_newest_of_those_that_wait_is_done() {
+    let (mut node, mut desk) = (Node::new(), Desk::open().await);
+    node.slow = Duration::from_secs(3600);
+    node.start(&desk);
+    desk.hello().await;
+    let slow = desk.ask("m", 20, deliver()).await;
+    let withdraw = || Kind::Withdraw(Withdraw::default());
+    let older = desk.ask("m", 21, withdraw()).await;
+    let newer = desk.ask("m", 22, withdraw()).await;
+    assert_eq!(desk.report(slow).await.outcome(), Outcome::Failed);
+    // The older was begun before the newer was heard of, or it was not done at all.
+    let outcome = desk.report(older).await.outcome();
+    assert!(
+        matches!(outcome, Outcome::Done | Outcome::Stale),
+        "{outcome:?}"
+    );
+    assert_eq!(desk.report(newer).await.outcome(), Outcome::Done);
+    assert_eq!(node.times_delivered(), 0);
 }
 
 #[tokio::test]

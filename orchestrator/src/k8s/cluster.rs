@@ -401,7 +401,7 @@ impl Cluster for RealCluster {
         };
         match prepull(&self.client, &wanted, PREPULL_WITHIN).await {
             Ok(Pulled::All) => Ok(()),
-            Ok(Pulled::Not(reason)) => Err(refused(reason)),
+            Ok(Pulled::Refused(reason) | Pulled::Not(reason)) => Err(refused(reason)),
             Ok(Pulled::TooSlow) => Err(refused(format!(
                 "not pulled within {} s",
                 PREPULL_WITHIN.as_secs()

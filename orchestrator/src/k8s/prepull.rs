@@ -3,6 +3,9 @@
 //! A short-lived pod on the target, one container an image, NAME@DIGEST, a command that no image has: the kubelet pulls
 //! with the secrets and the service account of the pod that moves, which we never read, and then fails to start it.
 //! Whatever happens, the pod is deleted; what a crash leaves behind is found by its label.
+//!
+//! A kubelet whose copy of a pull secret is not there within a second pulls without it, and is refused: its registry's
+//! answer is that of a wrong password. So a refusal is asked for once more, by a second pod, before it is believed.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -18,6 +21,7 @@ use orchestrator_core::{
     id::{MigrationId, NodeName},
     plan::PlannedContainer,
 };
+use tokio::time::Instant;
 
 use super::{
     call::{CallError, bounded, if_there},
@@ -34,13 +38,17 @@ const IMPOSSIBLE: &str = "/longshore-only-wants-the-image";
 /// Between two looks at the pull pod: an image that is there already takes the kubelet about 1 s.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 
-/// Waiting for these, the image is not there and the kubelet has said why.
-const PULL_FAILURES: [&str; 6] = [
-    "ErrImagePull",
-    "ImagePullBackOff",
+/// A refusal comes within a second or two, and is asked for again at the same price. One that took longer was no
+/// matter of the moment: a registry that is not there is not waited for twice.
+const AGAIN_IF_WITHIN: Duration = Duration::from_secs(10);
+
+/// Waiting for these, the image is not there and the kubelet has said why: it may be different the next time.
+const PULLS_REFUSED: [&str; 3] = ["ErrImagePull", "ImagePullBackOff", "RegistryUnavailable"];
+
+/// The same, and it will never be different.
+const PULLS_IMPOSSIBLE: [&str; 3] = [
     "InvalidImageName",
     "ErrImageNeverPull",
-    "RegistryUnavailable",
     "SignatureValidationFailed",
 ];
 
@@ -52,6 +60,8 @@ const NOT_YET: [&str; 2] = ["ContainerCreating", "PodInitializing"];
 pub enum Pulled {
     /// Every image is there.
     All,
+    /// The kubelet's words: it was refused.
+    Refused(String),
     /// The kubelet's words: it can't.
     Not(String),
     /// Not within the time; it is given up.
@@ -71,7 +81,7 @@ pub struct Wanted<'a> {
     pub migration: &'a MigrationId,
 }
 
-/// Pulls, waits, and removes the pull pod. Repeating it finds the images there, or a leftover pod to wait for.
+/// Pulls, waits, and removes the pull pods. Repeating it finds the images there, or a leftover pod to wait for.
 ///
 /// # Errors
 /// When the API server gives no clear answer or does not allow the pod.
@@ -82,10 +92,24 @@ pub async fn prepull(
 ) -> Result<Pulled, CallError> {
     let namespace = wanted.like.metadata.namespace.clone().unwrap_or_default();
     let pods: Api<Pod> = Api::namespaced(client.clone(), &namespace);
-    let pod = pull_pod(wanted);
-    let name = pod.metadata.name.clone().unwrap_or_default();
-    let ended = pull(&pods, &pod, &name, patience).await;
-    let removed = remove(&pods, &name).await;
+    let began = Instant::now();
+    let name = format!("longshore-prepull-{}", wanted.migration);
+    let mut ended = pull(&pods, &pull_pod(wanted, &name), &name, patience).await;
+    let mut made = vec![name];
+    if let Ok(Pulled::Refused(why)) = &ended
+        && began.elapsed() < AGAIN_IF_WITHIN
+    {
+        tracing::info!(migration = %wanted.migration, why, "the base images are pulled once more");
+        // The first one stays until then: without it its kubelet would forget the secrets that it has by now.
+        let name = format!("{}-again", made[0]);
+        let left = patience.saturating_sub(began.elapsed());
+        ended = pull(&pods, &pull_pod(wanted, &name), &name, left).await;
+        made.push(name);
+    }
+    let mut removed = Ok(());
+    for name in made {
+        removed = removed.and(remove(&pods, &name).await);
+    }
     let ended = ended?;
     removed?;
     Ok(ended)
@@ -155,7 +179,7 @@ async fn remove(pods: &Api<Pod>, name: &str) -> Result<(), CallError> {
 
 /// The pull pod. It runs nothing, so it is as harmless as the strictest namespace asks.
 #[must_use]
-pub fn pull_pod(wanted: &Wanted<'_>) -> Pod {
+pub fn pull_pod(wanted: &Wanted<'_>, name: &str) -> Pod {
     let like = wanted.like.spec.clone().unwrap_or_default();
     let Wanted {
         like: original,
@@ -171,7 +195,7 @@ pub fn pull_pod(wanted: &Wanted<'_>) -> Pod {
     let containers = images.into_keys().enumerate();
     Pod {
         metadata: ObjectMeta {
-            name: Some(format!("longshore-prepull-{migration}")),
+            name: Some(name.to_owned()),
             namespace: original.metadata.namespace.clone(),
             labels: Some(BTreeMap::from([(
                 PREPULL_LABEL.to_owned(),
@@ -227,8 +251,14 @@ fn container(at: usize, image: String) -> Container {
 pub fn progress(pod: &Pod) -> Option<Pulled> {
     let status = pod.status.clone().unwrap_or_default();
     let containers = status.container_statuses.unwrap_or_default();
-    if let Some(why) = containers.iter().find_map(failure) {
-        return Some(Pulled::Not(why));
+    let failed = |reasons: &[&str]| {
+        let waits = |status: &ContainerStatus| waits_for(status, reasons);
+        containers.iter().find_map(waits)
+    };
+    let ended = failed(&PULLS_IMPOSSIBLE).map(Pulled::Not);
+    let ended = ended.or_else(|| failed(&PULLS_REFUSED).map(Pulled::Refused));
+    if ended.is_some() {
+        return ended;
     }
     let wanted = pod.spec.as_ref().map_or(0, |spec| spec.containers.len());
     if containers.len() == wanted && containers.iter().all(arrived) {
@@ -241,10 +271,10 @@ pub fn progress(pod: &Pod) -> Option<Pulled> {
     })
 }
 
-fn failure(status: &ContainerStatus) -> Option<String> {
+fn waits_for(status: &ContainerStatus, reasons: &[&str]) -> Option<String> {
     let waiting = status.state.as_ref()?.waiting.as_ref()?;
     let reason = waiting.reason.clone().unwrap_or_default();
-    PULL_FAILURES.contains(&reason.as_str()).then(|| {
+    reasons.contains(&reason.as_str()).then(|| {
         let message = waiting.message.clone().unwrap_or_default();
         format!("{reason}: {message}")
     })
@@ -263,7 +293,80 @@ fn arrived(status: &ContainerStatus) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::{Value, json};
+
     use super::*;
+    use crate::k8s::fake_api::FakeApi;
+
+    const FIRST: &str = "longshore-prepull-m1";
+    const SECOND: &str = "longshore-prepull-m1-again";
+
+    /// Pulls one image; what the kubelet says before the calls of these numbers.
+    async fn pull_with(says: &[(usize, &'static str, &'static str)]) -> (Pulled, FakeApi) {
+        let api = FakeApi::default();
+        for (call, pod, reason) in says.iter().copied() {
+            api.before_call(call, move |objects| {
+                let mut object = objects.by_name[pod].clone();
+                object["status"] = json!({ "containerStatuses": [{ "name": "image-0", "image": "",
+                    "imageID": "", "ready": false, "restartCount": 0, "state": waiting(reason) }] });
+                objects.put(object);
+            });
+        }
+        let wanted = Wanted {
+            like: &pod_like(),
+            containers: &[planned("r:5000/a:1")],
+            node: &"node2".into(),
+            migration: &"m1".into(),
+        };
+        let ended = prepull(&api.client(), &wanted, Duration::from_secs(100)).await;
+        (ended.unwrap(), api)
+    }
+
+    fn pod_like() -> Pod {
+        serde_json::from_value(json!({
+            "metadata": { "name": "kuard", "namespace": "shop" },
+            "spec": { "containers": [], "serviceAccountName": "web", "imagePullSecrets": [{ "name": "key" }] },
+        }))
+        .unwrap()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_refusal_is_asked_for_once_more_before_the_first_pod_goes() {
+        let (ended, api) = pull_with(&[
+            (2, FIRST, "ErrImagePull"),
+            (4, SECOND, "CreateContainerError"),
+        ])
+        .await;
+        assert_eq!(ended, Pulled::All);
+        let calls = api.with(|objects| objects.calls.clone());
+        let expected = [
+            "POST pods".to_owned(),
+            format!("GET {FIRST}"),
+            format!("GET {FIRST}"),
+            "POST pods".to_owned(),
+            format!("GET {SECOND}"),
+            format!("DELETE {FIRST}"),
+            format!("DELETE {SECOND}"),
+        ];
+        assert_eq!(calls, expected);
+        let (ended, api) =
+            pull_with(&[(1, FIRST, "ErrImagePull"), (3, SECOND, "ImagePullBackOff")]).await;
+        let twice = "ImagePullBackOff: said the kubelet".to_owned();
+        assert_eq!(ended, Pulled::Refused(twice));
+        assert!(api.with(|objects| objects.by_name.is_empty()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_will_not_change_or_took_long_is_not_asked_for_again() {
+        // A look takes a quarter of a second: the 50th is after 12 s.
+        for (call, reason) in [(1, "InvalidImageName"), (50, "ErrImagePull")] {
+            let (ended, api) = pull_with(&[(call, FIRST, reason)]).await;
+            assert_ne!(ended, Pulled::All);
+            let calls = api.with(|objects| objects.calls.clone());
+            assert_eq!(calls.iter().filter(|call| *call == "POST pods").count(), 1);
+            assert_eq!(calls.last(), Some(&format!("DELETE {FIRST}")));
+        }
+    }
 
     fn planned(image: &str) -> PlannedContainer {
         PlannedContainer {
@@ -275,38 +378,34 @@ mod tests {
         }
     }
 
-    fn seen(states: &[serde_json::Value]) -> Option<Pulled> {
+    fn seen(states: &[Value]) -> Option<Pulled> {
         let statuses: Vec<_> = states
             .iter()
             .map(|state| {
-                serde_json::json!({ "name": "image-0", "image": "", "imageID": "", "ready": false,
+                json!({ "name": "image-0", "image": "", "imageID": "", "ready": false,
                     "restartCount": 0, "state": state })
             })
             .collect();
-        let pod = serde_json::json!({
+        let pod = json!({
             "spec": { "containers": [{ "name": "image-0" }] },
             "status": { "phase": "Pending", "containerStatuses": statuses },
         });
         progress(&serde_json::from_value(pod).unwrap())
     }
 
-    fn waiting(reason: &str) -> serde_json::Value {
-        serde_json::json!({ "waiting": { "reason": reason, "message": "said the kubelet" } })
+    fn waiting(reason: &str) -> Value {
+        json!({ "waiting": { "reason": reason, "message": "said the kubelet" } })
     }
 
     #[test]
     fn the_pull_pod_pulls_by_digest_as_the_pod_that_moves() {
-        let like: Pod = serde_json::from_value(serde_json::json!({
-            "metadata": { "name": "kuard", "namespace": "shop" },
-            "spec": { "containers": [], "serviceAccountName": "web", "imagePullSecrets": [{ "name": "key" }] },
-        }))
-        .unwrap();
-        let pod = pull_pod(&Wanted {
-            like: &like,
+        let wanted = Wanted {
+            like: &pod_like(),
             containers: &[planned("r:5000/a:1"), planned("r:5000/a:1"), planned("b")],
             node: &"node2".into(),
             migration: &"m1".into(),
-        });
+        };
+        let pod = pull_pod(&wanted, FIRST);
         let spec = pod.spec.unwrap();
         let images: Vec<_> = spec
             .containers
@@ -332,16 +431,21 @@ mod tests {
         ] {
             assert_eq!(seen(&[waiting(reason)]), Some(Pulled::All), "{reason}");
         }
-        let ended =
-            serde_json::json!({ "terminated": { "exitCode": 128, "reason": "StartError" } });
+        let ended = json!({ "terminated": { "exitCode": 128, "reason": "StartError" } });
         assert_eq!(seen(&[ended]), Some(Pulled::All));
     }
 
     #[test]
     fn a_failed_pull_is_told_in_the_kubelets_words() {
-        for reason in ["ErrImagePull", "ImagePullBackOff", "InvalidImageName"] {
-            let expected = format!("{reason}: said the kubelet");
-            assert_eq!(seen(&[waiting(reason)]), Some(Pulled::Not(expected)));
+        let words = |reason: &str| format!("{reason}: said the kubelet");
+        for reason in ["ErrImagePull", "ImagePullBackOff"] {
+            assert_eq!(
+                seen(&[waiting(reason)]),
+                Some(Pulled::Refused(words(reason)))
+            );
         }
+        let never = "InvalidImageName";
+        let both = [waiting("ErrImagePull"), waiting(never)];
+        assert_eq!(seen(&both), Some(Pulled::Not(words(never))));
     }
 }

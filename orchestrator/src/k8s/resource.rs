@@ -86,7 +86,7 @@ pub struct PodMigrationStatus {
     /// Every reason not to migrate, word for word.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub refusals: Vec<StatusFinding>,
-    /// What will be different after the restore.
+    /// What will be different after the restore, and what had to go another way.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<StatusFinding>,
     /// Why it was undone, rescued or given up.

@@ -11,6 +11,8 @@ use orchestrator_core::{
     refusal::Finding,
 };
 
+use crate::perform::PULL_SPAN;
+
 use super::resource::{
     InDoubt, PhaseTime, PodMigrationStatus, StatusBytes, StatusCondition, StatusFinding,
     StatusPlan, StatusRound, StatusSpan,
@@ -30,7 +32,7 @@ pub fn project(migration: &Migration) -> PodMigrationStatus {
         source_pod_uid: plan.map(|p| p.uid.0.clone()),
         target_pod_uid: restored.map(|r| r.pod_uid.0.clone()),
         refusals: migration.refusals.iter().map(finding).collect(),
-        warnings: plan.map_or(Vec::new(), |p| p.warnings.iter().map(finding).collect()),
+        warnings: warnings(migration),
         reason: reason(migration),
         in_doubt: migration.doubt.as_ref().map(|doubt| InDoubt {
             since: rfc3339(doubt.since_ms),
@@ -66,6 +68,26 @@ pub fn project(migration: &Migration) -> PodMigrationStatus {
             .collect(),
         conditions: conditions(migration),
     }
+}
+
+/// What was known beforehand, and what had to go another way.
+fn warnings(migration: &Migration) -> Vec<StatusFinding> {
+    let known = migration.plan.iter().flat_map(|plan| &plan.warnings);
+    // A step that was asked twice pulled twice: the last time counts.
+    let pulls = migration.spans.iter().filter(|span| span.name == PULL_SPAN);
+    let pull = pulls.last().and_then(|span| {
+        let fact = |key: &str| span.attributes.get(key);
+        Some(Finding::new(
+            "BaseImagesNotPulled",
+            format!(
+                "node {} did not pull the base images, which had to come another way: {}",
+                fact("node")?,
+                fact("error")?
+            ),
+            "look at the pod's imagePullSecrets and at its registry",
+        ))
+    });
+    known.chain(&pull).map(finding).collect()
 }
 
 /// Why it didn't end on the target; an undo that was not clean says so in the same place.

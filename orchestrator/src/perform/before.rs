@@ -7,7 +7,7 @@ use orchestrator_core::{
 };
 use proto::worker::{self as wire, answer, question, step_report, step_request};
 
-use super::{Act, ClusterError, Ended, LONG_STEP_WITHIN, SourceObject};
+use super::{Act, ClusterError, Ended, LONG_STEP_WITHIN, PULL_SPAN, SourceObject};
 
 /// A worker that doesn't answer before the freeze is waited for this long: its pod may just be restarting.
 const WORKER_PATIENCE_MS: u64 = 30_000;
@@ -104,7 +104,12 @@ impl Act<'_> {
         let started = self.world.clock.unix_ns();
         let (plan, id) = (self.plan, &self.due.id);
         let pulled = self.world.cluster.prepull(plan, id, node, &missing).await;
-        self.span("pull base images", started);
+        self.span(PULL_SPAN, started);
+        // The images may come another way, and nobody would learn why it took so long.
+        if let (Err(error), Some(span)) = (&pulled, self.spans.last_mut()) {
+            let facts = [("node", node.to_string()), ("error", error.to_string())];
+            span.attributes = facts.map(|(key, fact)| (key.to_owned(), fact)).into();
+        }
         Ok((self.missing_images(node).await?, pulled.err()))
     }
 

@@ -51,6 +51,9 @@ const SHORT_STEP_WITHIN: Duration = Duration::from_secs(30);
 /// A step that moves bytes: 100 GiB at 100 MiB/s. A broken stream ends the wait at once.
 const LONG_STEP_WITHIN: Duration = Duration::from_secs(1_100);
 
+/// The span of a node's pull of base images. When that failed, its attributes are `node` and `error`.
+pub const PULL_SPAN: &str = "pull base images";
+
 /// Source pod, as Kubernetes has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SourceObject {

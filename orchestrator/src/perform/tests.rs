@@ -213,6 +213,22 @@ async fn the_trace_has_every_commit_between_two_steps_and_every_question_who_lea
     assert_eq!((count("commit"), count("ask a majority")), (6, 3));
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_pull_that_was_refused_is_told_though_the_images_came_through_the_store() {
+    let model = Arc::new(Model::new(None));
+    model.lacks_image("ErrImagePull: no password");
+    let ended = run(&model).await;
+    assert_eq!(ended.phase, Phase::Succeeded, "{:?}", ended.reason);
+    let named = |name: &str| ended.spans.iter().find(|span| span.name == name).unwrap();
+    let pull = &named(super::PULL_SPAN).attributes;
+    assert_eq!(pull["node"], "node2");
+    assert!(
+        pull["error"].contains("ErrImagePull: no password"),
+        "{pull:?}"
+    );
+    named("send base images through the store");
+}
+
 /// Doesn't know for the first fifty times.
 struct Doubting(AtomicU64);
 

@@ -14,6 +14,7 @@ use proto::{
         HasImages, ImportImages, Receive, Span, Tidy, Verified, Verify, Withdraw,
     },
 };
+use tokio_util::sync::CancellationToken;
 use worker::{
     containerd::TaskState,
     data::{Data, DataError, ProgressFn, Saved, Stores},
@@ -98,6 +99,7 @@ impl Data for Hands {
         _migration: &str,
         request: &Receive,
         _progress: &ProgressFn,
+        _give_way: &CancellationToken,
     ) -> Result<Vec<Span>, DataError> {
         let Base {
             manifest_key,
@@ -116,19 +118,13 @@ impl Data for Hands {
         revision: u64,
         request: &Deliver,
         _progress: &ProgressFn,
+        give_way: &CancellationToken,
     ) -> Result<(Delivered, Vec<Span>), DataError> {
-        let Deliver {
-            pod: _,
-            manifest_key,
-            manifest_blake3,
-        } = request;
-        let manifest = self.store.manifest(manifest_key, manifest_blake3).await;
-        let manifest = manifest.map_err(DataError)?;
+        let gave_way = || DataError("given up for a newer step".to_owned());
+        let fetched = give_way.run_until_cancelled(self.fetch(request)).await;
+        let manifest = fetched.ok_or_else(gave_way)?.map_err(DataError)?;
         if manifest.migration != migration {
             return Err(DataError("it is another migration's".to_owned()));
-        }
-        for pack in &manifest.packs {
-            self.store.pack(pack).await.map_err(DataError)?;
         }
         let mut images = Vec::new();
         for (container, memory) in manifest.memories {
@@ -144,11 +140,12 @@ impl Data for Hands {
                 registry.insert(reference.clone(), entry);
             })
             .await;
-            self.touch("pull the checkpoint", |inner, node| {
+            let pull = self.touch("pull the checkpoint", |inner, node| {
                 let images = &mut inner.truth.machine(node).images;
                 images.insert(reference.clone(), content);
-            })
-            .await;
+            });
+            let pulled = give_way.run_until_cancelled(pull).await;
+            pulled.ok_or_else(gave_way)?;
             images.push(DeliveredImage {
                 container,
                 image_id: format!("sha256:{reference}"),
@@ -264,6 +261,7 @@ impl Data for Hands {
         _: &str,
         _: &ExportImages,
         _: &ProgressFn,
+        _: &CancellationToken,
     ) -> Result<ExportedImages, DataError> {
         Err(DataError("base images are everywhere".to_owned()))
     }
@@ -273,12 +271,26 @@ impl Data for Hands {
         _: &str,
         _: &ImportImages,
         _: &ProgressFn,
+        _: &CancellationToken,
     ) -> Result<(), DataError> {
         Err(DataError("base images are everywhere".to_owned()))
     }
 }
 
 impl Hands {
+    async fn fetch(&self, request: &Deliver) -> Result<Manifest, String> {
+        let Deliver {
+            pod: _,
+            manifest_key,
+            manifest_blake3,
+        } = request;
+        let manifest = self.store.manifest(manifest_key, manifest_blake3).await?;
+        for pack in &manifest.packs {
+            self.store.pack(pack).await?;
+        }
+        Ok(manifest)
+    }
+
     async fn forget_images(&self, migration: &str) {
         let ours = prefix(migration);
         self.touch("forget images", |inner, node| {

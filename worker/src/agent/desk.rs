@@ -100,15 +100,25 @@ impl Desk {
         }
     }
 
-    /// A step has ended: who wants its report, and which step of the migration is to arrive again now.
-    pub fn finish(&mut self, key: &StepKey) -> (Option<Asker>, Option<Work>) {
-        let Some(lane) = self.lanes.get_mut(&key.migration) else {
-            return (None, None);
-        };
+    /// A step has ended: who wants its report.
+    pub fn finish(&mut self, key: &StepKey) -> Option<Asker> {
+        let lane = self.lanes.get_mut(&key.migration)?;
         let asker = lane.under_way.take().and_then(|(_, work)| work.asker);
-        let next = lane.waiting.pop_front().map(|(_, work)| work);
         self.drop_if_idle(&key.migration);
-        (asker, next)
+        asker
+    }
+
+    /// Which step of a migration is to arrive again now, and by which line; to be asked until there is none. One that
+    /// has become old while it waited begins nothing, and whoever waits behind it would wait for nobody.
+    pub fn next(&mut self, migration: &str) -> Option<(LineId, StepRequest)> {
+        let lane = self.lanes.get_mut(migration)?;
+        if lane.under_way.is_some() {
+            return None;
+        }
+        let mut waiting = std::iter::from_fn(|| lane.waiting.pop_front());
+        let next = waiting.find_map(|(_, work)| Some((work.asker?.line, work.request)));
+        self.drop_if_idle(migration);
+        next
     }
 
     /// By which line the step under way for a migration was asked for last.
@@ -279,7 +289,7 @@ mod tests {
             Verdict::Begin(_)
         ));
         assert!(matches!(ask(&mut desk, &memory, 2, &hold), Verdict::Joined));
-        assert_eq!(desk.finish(&hold).0, by(2));
+        assert_eq!(desk.finish(&hold), by(2));
     }
 
     #[test]
@@ -380,9 +390,32 @@ mod tests {
         assert!(!work.superseded.is_cancelled());
         ask(&mut desk, &memory, 2, &key(7, StepKind::Release));
         assert!(work.superseded.is_cancelled());
-        let (call, next) = desk.finish(&key(5, StepKind::Hold));
-        assert_eq!(call, by(1));
-        assert_eq!(next.unwrap().request.call, 2);
+        assert!(desk.next("m").is_none(), "one at a time");
+        assert_eq!(desk.finish(&key(5, StepKind::Hold)), by(1));
+        assert_eq!(desk.next("m").unwrap().1.call, 2);
+    }
+
+    #[test]
+    fn behind_a_step_that_became_old_while_it_waited_the_newer_one_begins() {
+        let (mut desk, memory) = (Desk::default(), Memory::default());
+        let deliver = key(5, StepKind::Deliver);
+        ask(&mut desk, &memory, 1, &deliver);
+        for revision in [6, 7] {
+            let withdraw = key(revision, StepKind::Withdraw);
+            let verdict = ask(&mut desk, &memory, revision, &withdraw);
+            assert!(matches!(verdict, Verdict::Waits), "{verdict:?}");
+        }
+        desk.finish(&deliver);
+        let mut begun = Vec::new();
+        while let Some((line, request)) = desk.next("m") {
+            let withdraw = key(request.revision, StepKind::Withdraw);
+            match desk.arrive(line, &withdraw, request, &memory) {
+                Verdict::Begin(work) => begun.push(work.request.revision),
+                Verdict::Answer(report) => assert_eq!(report.outcome(), Outcome::Stale),
+                other => panic!("{other:?}"),
+            }
+        }
+        assert_eq!(begun, [7]);
     }
 
     #[test]
@@ -411,7 +444,7 @@ mod tests {
         desk.forget_calls(LINE);
         assert!(matches!(ask(&mut desk, &memory, 1, &hold), Verdict::Joined));
         desk.forget_calls(LINE);
-        assert_eq!(desk.finish(&hold).0, None);
+        assert_eq!(desk.finish(&hold), None);
     }
 
     #[test]
@@ -427,6 +460,6 @@ mod tests {
             line: other,
             call: 1,
         });
-        assert_eq!(desk.finish(&hold).0, takes);
+        assert_eq!(desk.finish(&hold), takes);
     }
 }

@@ -183,7 +183,7 @@ impl Performer {
                 })
             }
             Kind::Receive(receive) => {
-                let received = data.receive(migration, receive, progress).await;
+                let received = data.receive(migration, receive, progress, superseded).await;
                 received.map_or_else(of_data, |spans| {
                     timeline.extend(spans);
                     Ended::Done(None)
@@ -204,7 +204,7 @@ impl Performer {
             }
             Kind::Deliver(deliver) => {
                 let delivered = data
-                    .deliver(migration, key.revision, deliver, progress)
+                    .deliver(migration, key.revision, deliver, progress, superseded)
                     .await;
                 delivered.map_or_else(of_data, |(delivered, spans)| {
                     timeline.extend(spans);
@@ -222,13 +222,15 @@ impl Performer {
             Kind::Withdraw(withdraw) => self.withdraw(migration, withdraw).await,
             Kind::Tidy(tidy) => self.tidy(migration, tidy).await,
             Kind::ExportImages(export) => {
-                let exported = data.export_images(migration, export, progress).await;
+                let exported = data
+                    .export_images(migration, export, progress, superseded)
+                    .await;
                 exported.map_or_else(of_data, |exported| {
                     Ended::Done(Some(StepResult::Exported(exported)))
                 })
             }
             Kind::ImportImages(import) => data
-                .import_images(migration, import, progress)
+                .import_images(migration, import, progress, superseded)
                 .await
                 .map_or_else(of_data, |()| Ended::Done(None)),
         }

@@ -113,7 +113,9 @@ async fn receive(node: &DataPath, saved: &Saved) -> Result<Vec<Span>, DataError>
     let request = Receive {
         round: Some(base_of(saved)),
     };
-    node.receive(MIGRATION, &request, &|_, _, _| {}).await
+    let give_way = CancellationToken::new();
+    node.receive(MIGRATION, &request, &|_, _, _| {}, &give_way)
+        .await
 }
 
 /// The bytes of a round as a node has them.
@@ -180,7 +182,8 @@ async fn what_was_sent_ahead_is_not_sent_again_and_the_target_reads_it_from_its_
         base_image_id: "sha256:1d".to_owned(),
     };
     let store: Arc<dyn Store> = bench.store.clone();
-    let built = build(store, recipe, folder.clone(), Arc::default(), &|_| {}).await;
+    let (traffic, give_way) = (Arc::default(), CancellationToken::new());
+    let built = build(store, recipe, folder.clone(), traffic, &|_| {}, &give_way).await;
     // Bases may go once the layer stands: it has names of its own for their files.
     target.rounds.forget(MIGRATION).unwrap();
     let layer = Layer::open(&folder).unwrap();

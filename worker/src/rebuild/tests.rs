@@ -140,6 +140,7 @@ impl Bench {
             self.target(),
             Arc::default(),
             &|_| {},
+            &CancellationToken::new(),
         )
         .await
     }

@@ -8,14 +8,16 @@ use std::{
     time::Duration,
 };
 
-use futures::future::try_join_all;
+use futures::future::join_all;
 use proto::{
+    containerd::images::Image,
     cri::{ContainerState, PodSandboxState},
     worker::{Container, Deliver, Delivered, DeliveredImage, Disarm, Pod, Span, Tidy, Withdraw},
 };
 use tokio::{sync::Semaphore, time::Instant};
+use tokio_util::sync::CancellationToken;
 
-use super::RestoreError;
+use super::{RestoreError, unless};
 use crate::{
     content,
     data::ProgressFn,
@@ -64,13 +66,14 @@ struct Planned {
 }
 
 impl Restorer {
-    /// Every byte here, verified, and every image in the runtime.
+    /// Every byte here, verified, and every image in the runtime. Gives way.
     pub async fn deliver(
         &self,
         migration: &str,
         revision: u64,
         request: &Deliver,
         progress: &ProgressFn,
+        give_way: &CancellationToken,
     ) -> Result<(Delivered, Vec<Span>), RestoreError> {
         let start = now_unix_ns();
         let named = Named {
@@ -78,13 +81,14 @@ impl Restorer {
             blake3: request.manifest_blake3.clone(),
         };
         let traffic = Arc::new(Traffic::default());
-        let checkpoint = self.manifest(migration, &named).await?;
-        let below = self
-            .below(migration, &checkpoint, &traffic, ROUNDS_DEEP)
-            .await?;
-        let plans = self
-            .plan(migration, revision, request, checkpoint, below.as_deref())
-            .await?;
+        let plan = async {
+            let checkpoint = self.manifest(migration, &named).await?;
+            let below = self.below(migration, &checkpoint, &traffic, ROUNDS_DEEP);
+            let below = below.await?;
+            self.plan(migration, revision, request, checkpoint, below.as_deref())
+                .await
+        };
+        let plans = unless(give_way, plan).await?;
         let mut spans = vec![span_since("read manifest, find base images", "", start, [])];
         // One archive after the other, because they share the network and the bound on memory; the runtime pulls one
         // while the next is built.
@@ -95,18 +99,17 @@ impl Restorer {
             *sum += plan.recipe.archive.size();
             Some(before)
         });
+        // A part that fails lets the others give way, and they are waited for: their threads write into the layers'
+        // folder, and what comes next may remove it.
+        let stop = &give_way.child_token();
         let images = plans.iter().zip(done_before).map(|(plan, before)| {
             let progress = move |done: u64| progress("fetch", before + done, total);
-            self.deliver_one(
-                migration,
-                revision,
-                plan,
-                &building,
-                traffic.clone(),
-                progress,
-            )
+            let one = self.deliver_one(plan, &building, traffic.clone(), progress, stop);
+            ending_others(stop, one)
         });
-        let (bases, delivered) = tokio::try_join!(self.pull_bases(&plans), try_join_all(images))?;
+        let bases = ending_others(stop, self.pull_bases(&plans, stop));
+        let (bases, delivered) = tokio::join!(bases, join_all(images));
+        let (bases, delivered) = both(bases, all(delivered))?;
         spans.extend(bases);
         spans.extend(traffic.span("fetch packs", ""));
         let mut images = Vec::new();
@@ -296,13 +299,18 @@ impl Restorer {
 
     /// The runtime pulls the base images under the names that restores will ask for: containerd 2.1 looks such a name
     /// up at once after its own pull, and only a pull through CRI is known to CRI when it returns.
-    async fn pull_bases(&self, plans: &[Planned]) -> Result<Vec<Span>, RestoreError> {
+    async fn pull_bases(
+        &self,
+        plans: &[Planned],
+        give_way: &CancellationToken,
+    ) -> Result<Vec<Span>, RestoreError> {
         let mut spans = Vec::new();
         let mut pulled = BTreeSet::new();
         for Planned { recipe, base, .. } in plans {
             if pulled.insert(&recipe.base_reference) {
                 let start = now_unix_ns();
-                self.pull(&recipe.base_reference, &base.image_id).await?;
+                let pull = self.pull(&recipe.base_reference, &base.image_id);
+                unless(give_way, pull).await?;
                 spans.push(span_since(
                     "pull base image",
                     "",
@@ -316,12 +324,11 @@ impl Restorer {
 
     async fn deliver_one(
         &self,
-        migration: &str,
-        revision: u64,
         plan: &Planned,
         building: &Semaphore,
         traffic: Arc<Traffic>,
         progress: impl Fn(u64) + Send + Sync,
+        give_way: &CancellationToken,
     ) -> Result<(DeliveredImage, Vec<Span>), RestoreError> {
         let Planned {
             recipe,
@@ -329,10 +336,8 @@ impl Restorer {
             reference,
             folder,
         } = plan;
-        let turn = building
-            .acquire()
-            .await
-            .map_err(|_| RebuildError::Stopped)?;
+        let turn = async { building.acquire().await.map_err(|_| RebuildError::Stopped) };
+        let turn = unless(give_way, turn).await?;
         let start = now_unix_ns();
         let target = self.state_dir.join(folder);
         let built = rebuild::build(
@@ -341,6 +346,7 @@ impl Restorer {
             target,
             traffic,
             &progress,
+            give_way,
         )
         .await?;
         drop(turn);
@@ -352,13 +358,18 @@ impl Restorer {
             [("bytes", size)],
         );
         let start = now_unix_ns();
-        self.registry
-            .arm(migration, &recipe.container, revision, &base.digest, folder)
-            .await?;
         let image_id = rebuild::sha256(built.config.as_bytes());
-        self.pull(reference, &image_id).await?;
-        // Nothing uses the image yet, and the kubelet collects unused images when the disk runs short.
-        self.images.pin(reference, true).await?;
+        let into_runtime = async {
+            let (migration, container) = (&recipe.migration, &recipe.container);
+            self.registry
+                .arm(migration, container, recipe.revision, &base.digest, folder)
+                .await?;
+            self.pull(reference, &image_id).await?;
+            // Nothing uses the image yet, and the kubelet collects unused images when the disk runs short.
+            self.images.pin(reference, true).await?;
+            Ok::<_, RestoreError>(())
+        };
+        unless(give_way, into_runtime).await?;
         let pulled_span = span_since(&format!("pull {}", recipe.container), "", start, []);
         let image = DeliveredImage {
             container: recipe.container.clone(),
@@ -507,6 +518,34 @@ impl Restorer {
                 self.registry.forget_pod(&uid).await?;
             }
         }
+        self.forget_strays().await
+    }
+
+    /// Checkpoints that the registry knows nothing of. A delivery that gave way has taken back its pull, but the runtime
+    /// may have been at the end of it, behind the withdrawal. The registry knows a name before anybody pulls it.
+    async fn forget_strays(&self) -> Result<(), RestoreError> {
+        let records = self.images.all_records().await?;
+        let prefix = self.registry.checkpoints_prefix();
+        let digest = |record: &Image| record.target.as_ref().map(|target| target.digest.clone());
+        let (strays, others): (Vec<_>, Vec<_>) = records.into_iter().partition(|record| {
+            record.name.starts_with(&prefix) && !self.registry.knows(&record.name)
+        });
+        for stray in &strays {
+            let repository = content::repository(&stray.name);
+            if self.images.forget_unused(repository).await? {
+                continue;
+            }
+            // The runtime's own name for it, unless it is that of an image that others know, too.
+            let same: Vec<_> = others
+                .iter()
+                .filter(|r| digest(r) == digest(stray))
+                .collect();
+            if same.iter().all(|record| record.name.starts_with("sha256:")) {
+                for record in same {
+                    self.images.forget(&record.name).await?;
+                }
+            }
+        }
         Ok(())
     }
 
@@ -606,6 +645,37 @@ pub async fn base_image(images: &Images, container: &Container) -> Result<ImageT
     }
 }
 
+/// One of several parts, whose failure is everybody's.
+async fn ending_others<T>(
+    others: &CancellationToken,
+    part: impl Future<Output = Result<T, RestoreError>>,
+) -> Result<T, RestoreError> {
+    part.await.inspect_err(|_| others.cancel())
+}
+
+/// Both, or why not: not because one gave way to the other's failure.
+fn both<A, B>(
+    one: Result<A, RestoreError>,
+    other: Result<B, RestoreError>,
+) -> Result<(A, B), RestoreError> {
+    match (one, other) {
+        (Ok(one), Ok(other)) => Ok((one, other)),
+        (Err(error), Err(other)) if error.gave_way() => Err(other),
+        (Err(error), Ok(_) | Err(_)) | (Ok(_), Err(error)) => Err(error),
+    }
+}
+
+/// The same for any number.
+fn all<T>(parts: Vec<Result<T, RestoreError>>) -> Result<Vec<T>, RestoreError> {
+    let none = Ok(Vec::new());
+    parts.into_iter().fold(none, |before, part| {
+        both(before, part).map(|(mut before, part)| {
+            before.push(part);
+            before
+        })
+    })
+}
+
 fn folder_of(migration: &str) -> PathBuf {
     Path::new(LAYERS).join(migration)
 }
@@ -623,3 +693,6 @@ fn built_images(folder: &Path) -> Vec<Built> {
         |folder: PathBuf| serde_json::from_slice(&fs::read(folder.join("image.json")).ok()?).ok();
     folders.filter_map(read).collect()
 }
+
+#[cfg(test)]
+mod tests;

@@ -7,6 +7,12 @@
 //!  withdraw: registry answers no more ─► records gone ─► no container, no sandbox left of the pod
 //! ```
 //! Nothing here starts anything: the kubelet does. So a `deliver` that failed anywhere can be called failed.
+//!
+//! A `deliver` gives way when a newer step of its migration waits, for that is the undo. Whatever may take long is
+//! abandoned then ([`unless`]): the store, the runtime's pull, its turn. What writes into the layers' folder is not: a
+//! thread can't be abandoned, and one that went on would write into what the withdrawal removes.
+
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     fetch::FetchError, gather::GatherError, images::RuntimeError, manifest::ManifestError,
@@ -80,6 +86,9 @@ pub enum RestoreError {
         /// The id it must have.
         expected: String,
     },
+    /// It was told to.
+    #[error("given up, because a newer step of the migration waits for its end")]
+    GaveWay,
     /// Something of the pod is still there.
     #[error("pod {uid} is not gone from this node: {what}")]
     StillThere {
@@ -88,4 +97,22 @@ pub enum RestoreError {
         /// What was seen.
         what: String,
     },
+}
+
+impl RestoreError {
+    /// Nothing was wrong with it: it was told to end.
+    fn gave_way(&self) -> bool {
+        matches!(self, Self::GaveWay | Self::Rebuild(RebuildError::GaveWay))
+    }
+}
+
+/// Waits for what may take long, unless the step is to give way. Not for what is broken when it is left half done.
+pub async fn unless<T, E: Into<RestoreError>>(
+    give_way: &CancellationToken,
+    wait: impl Future<Output = Result<T, E>>,
+) -> Result<T, RestoreError> {
+    match give_way.run_until_cancelled(wait).await {
+        Some(ended) => ended.map_err(Into::into),
+        None => Err(RestoreError::GaveWay),
+    }
 }

@@ -13,11 +13,12 @@ use proto::worker::{
     Deliver, Delivered, DeliveredImage, Disarm, ExportImages, ExportedImages, HasImages,
     ImportImages, Receive, Span, Tidy, Verified, Verify, Withdraw,
 };
+use tokio_util::sync::CancellationToken;
 use worker::data::{Data, DataError, ProgressFn, Saved, Stores};
 
 pub struct Pocket {
     pub folder: PathBuf,
-    /// Delivering takes this long.
+    /// Delivering takes this long, unless it gives way.
     pub slow: Duration,
     /// How often something was delivered.
     pub delivered: Arc<AtomicUsize>,
@@ -54,6 +55,7 @@ impl Data for Pocket {
         _migration: &str,
         _request: &Receive,
         _progress: &ProgressFn,
+        _give_way: &CancellationToken,
     ) -> Result<Vec<Span>, DataError> {
         Ok(Vec::new())
     }
@@ -64,9 +66,11 @@ impl Data for Pocket {
         _revision: u64,
         _request: &Deliver,
         progress: &ProgressFn,
+        give_way: &CancellationToken,
     ) -> Result<(Delivered, Vec<Span>), DataError> {
         progress("fetch", 1, 2);
-        tokio::time::sleep(self.slow).await;
+        let slow = give_way.run_until_cancelled(tokio::time::sleep(self.slow));
+        slow.await.ok_or_else(|| DataError("gave way".to_owned()))?;
         self.delivered.fetch_add(1, Ordering::SeqCst);
         Ok((Delivered::default(), Vec::new()))
     }
@@ -107,6 +111,7 @@ impl Data for Pocket {
         _: &str,
         _: &ExportImages,
         _: &ProgressFn,
+        _: &CancellationToken,
     ) -> Result<ExportedImages, DataError> {
         Ok(ExportedImages::default())
     }
@@ -116,6 +121,7 @@ impl Data for Pocket {
         _: &str,
         _: &ImportImages,
         _: &ProgressFn,
+        _: &CancellationToken,
     ) -> Result<(), DataError> {
         Ok(())
     }

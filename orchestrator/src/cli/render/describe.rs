@@ -53,12 +53,7 @@ pub fn describe(object: &PodMigration, ink: Ink) -> String {
             std::slice::from_ref(left_over),
         );
     }
-    section(
-        &mut text,
-        ink,
-        "Warnings: different after the restore",
-        &status.warnings,
-    );
+    section(&mut text, ink, "Warnings", &status.warnings);
     conditions(&mut text, ink, &status.conditions);
     let picture = waterfall::waterfall(&status, ink);
     if !picture.is_empty() {

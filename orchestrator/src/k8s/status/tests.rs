@@ -156,6 +156,27 @@ fn a_moved_pod_shows_its_freeze_and_its_bytes() {
 }
 
 #[test]
+fn a_pull_that_failed_is_a_warning_though_the_images_came_another_way() {
+    let mut moved = moved();
+    let mut pull = moved.spans[0].clone();
+    pull.name = PULL_SPAN.to_owned();
+    moved.spans.push(pull.clone());
+    assert_eq!(project(&moved).warnings.len(), 1, "this one went well");
+    let facts = [("node", "node2"), ("error", "ErrImagePull: no password")];
+    pull.attributes = facts
+        .map(|(key, fact)| (key.to_owned(), fact.to_owned()))
+        .into();
+    moved.spans.push(pull);
+    let warnings = project(&moved).warnings;
+    assert_eq!(warnings[1].code, "BaseImagesNotPulled");
+    let words = &warnings[1].message;
+    assert!(
+        words.contains("node2") && words.contains("ErrImagePull: no password"),
+        "{words}"
+    );
+}
+
+#[test]
 fn under_way_is_neither_success_nor_failure() {
     let status = project(&migration(Phase::Holding));
     assert_eq!(condition(&status, "Ready").status, "False");

@@ -97,6 +97,10 @@ struct Inner {
     taken_up_from: Instant,
     /// A restore that seems broken comes up when it is barred.
     comes_up_late: bool,
+    /// The target has no base image.
+    lacks_image: bool,
+    /// What its kubelet says of a pull.
+    pull_refused: Option<&'static str>,
 }
 
 pub struct Model {
@@ -145,6 +149,8 @@ impl Model {
             cut: None,
             doomed: false,
             comes_up_late: false,
+            lacks_image: false,
+            pull_refused: None,
         };
         Self {
             inner: Mutex::new(inner),
@@ -162,6 +168,12 @@ impl Model {
 
     pub fn restores_come_up_late(&self) {
         self.lock().comes_up_late = true;
+    }
+
+    /// The target has no base image, and its kubelet says this of a pull.
+    pub fn lacks_image(&self, refused: &'static str) {
+        let mut inner = self.lock();
+        (inner.lacks_image, inner.pull_refused) = (true, Some(refused));
     }
 
     pub fn start_fresh_on(&self, node: &str) {
@@ -540,6 +552,12 @@ impl Cluster for Model {
         _node: &NodeName,
         _containers: &[String],
     ) -> Result<(), ClusterError> {
+        let mut inner = self.lock();
+        if let Some(reason) = inner.pull_refused {
+            let (what, reason) = ("pull the base images", reason.to_owned());
+            return Err(ClusterError::Refused { what, reason });
+        }
+        inner.lacks_image = false;
         Ok(())
     }
 
@@ -619,9 +637,14 @@ fn perform(inner: &mut Inner, kind: &step_request::Kind) -> Option<step_report::
             manifest_key: "round".to_owned(),
             ..Default::default()
         })),
-        step_request::Kind::Receive(_)
-        | step_request::Kind::ExportImages(_)
-        | step_request::Kind::ImportImages(_) => None,
+        step_request::Kind::ExportImages(_) => Some(step_report::Result::Exported(
+            wire::ExportedImages::default(),
+        )),
+        step_request::Kind::ImportImages(_) => {
+            inner.lacks_image = false;
+            None
+        }
+        step_request::Kind::Receive(_) => None,
     }
 }
 
@@ -670,7 +693,11 @@ impl Nodes for Model {
                 boot_id: "b".to_owned(),
                 detail: format!("{:?}", inner.source),
             }),
-            question::Kind::HasImages(_) => answer::Kind::Images(wire::ImagesState::default()),
+            question::Kind::HasImages(_) => {
+                let missing = inner.lacks_image.then(|| "kuard".to_owned());
+                let missing = missing.into_iter().collect();
+                answer::Kind::Images(wire::ImagesState { missing })
+            }
             question::Kind::Verify(_) => {
                 let origin = match (&inner.restored, inner.restored_runs) {
                     _ if Instant::now() < inner.taken_up_from => Origin::NotYet,

@@ -51,7 +51,8 @@ pub fn by_secret(stage: &Stage) -> Result<()> {
     let came = |by: &str| names.iter().any(|name| name == by);
     ensure!(
         came("pull base images") && !came("send base images through the store"),
-        "the image was not pulled; the trace has {}",
+        "the image was not pulled ({}); the trace has {}",
+        warnings(stage)?.join("; "),
         names.join(", ")
     );
     Ok(())
@@ -69,6 +70,12 @@ pub fn through_the_store(stage: &Stage) -> Result<()> {
             .any(|name| name == "send base images through the store"),
         "the image did not come through the store; the trace has {}",
         names.join(", ")
+    );
+    let warnings = warnings(stage)?;
+    ensure!(
+        warnings.iter().any(|words| words.contains("ImagePull")),
+        "nobody is told why the image was not pulled: {}",
+        warnings.join("; ")
     );
     Ok(())
 }
@@ -160,13 +167,19 @@ fn end_registry(lab: &Lab) -> Result<()> {
 }
 
 fn spans(stage: &Stage) -> Result<Vec<String>> {
+    said(stage, "trace", "name")
+}
+
+fn warnings(stage: &Stage) -> Result<Vec<String>> {
+    said(stage, "warnings", "message")
+}
+
+/// This field of everything in that list of the last migration's status.
+fn said(stage: &Stage, list: &str, field: &str) -> Result<Vec<String>> {
     let migrations = stage.migrations()?;
     let migration = migrations.last().context("there is no migration")?;
-    let spans = migration["status"]["trace"]
-        .as_array()
-        .into_iter()
-        .flatten();
-    Ok(spans
-        .filter_map(|span| span["name"].as_str().map(str::to_owned))
+    let items = migration["status"][list].as_array().into_iter().flatten();
+    Ok(items
+        .filter_map(|item| item[field].as_str().map(str::to_owned))
         .collect())
 }

@@ -20,6 +20,7 @@ use proto::{
         verified_container::Origin,
     },
 };
+use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
 use super::{IDS, UID};
@@ -237,7 +238,13 @@ impl Data for Shared {
     async fn copy(&self, what: Stores<'_>, progress: &ProgressFn) -> Result<Saved, DataError> {
         self.save(what, progress).await
     }
-    async fn receive(&self, _: &str, _: &Receive, _: &ProgressFn) -> Result<Vec<Span>, DataError> {
+    async fn receive(
+        &self,
+        _: &str,
+        _: &Receive,
+        _: &ProgressFn,
+        _: &CancellationToken,
+    ) -> Result<Vec<Span>, DataError> {
         Err(DataError("not asked".into()))
     }
     async fn deliver(
@@ -246,6 +253,7 @@ impl Data for Shared {
         _: u64,
         _: &Deliver,
         _: &ProgressFn,
+        _: &CancellationToken,
     ) -> Result<(Delivered, Vec<Span>), DataError> {
         Err(DataError("not asked".into()))
     }
@@ -295,6 +303,7 @@ impl Data for Shared {
         _: &str,
         _: &ExportImages,
         _: &ProgressFn,
+        _: &CancellationToken,
     ) -> Result<ExportedImages, DataError> {
         Err(DataError("not asked".into()))
     }
@@ -303,6 +312,7 @@ impl Data for Shared {
         _: &str,
         _: &ImportImages,
         _: &ProgressFn,
+        _: &CancellationToken,
     ) -> Result<(), DataError> {
         Err(DataError("not asked".into()))
     }
