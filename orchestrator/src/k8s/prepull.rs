@@ -226,7 +226,9 @@ fn container(at: usize, image: String) -> Container {
     Container {
         name: format!("image-{at}"),
         image: Some(image),
-        image_pull_policy: Some("IfNotPresent".to_owned()),
+        // The worker has found the image incomplete. Its kubelet may think otherwise: the runtime's list of images can be
+        // behind its content by a moment, and a layer that is missing is not in it.
+        image_pull_policy: Some("Always".to_owned()),
         command: Some(vec![IMPOSSIBLE.to_owned()]),
         security_context: Some(SecurityContext {
             allow_privilege_escalation: Some(false),
@@ -413,6 +415,16 @@ mod tests {
             .filter_map(|c| c.image.as_deref())
             .collect();
         assert_eq!(images, ["b@sha256:11", "r:5000/a@sha256:11"], "each once");
+        let policies: Vec<_> = spec
+            .containers
+            .iter()
+            .map(|c| c.image_pull_policy.as_deref())
+            .collect();
+        assert_eq!(
+            policies,
+            [Some("Always"); 2],
+            "the worker knows better than the kubelet"
+        );
         assert_eq!(spec.node_name.as_deref(), Some("node2"));
         assert_eq!(spec.service_account_name.as_deref(), Some("web"));
         assert_eq!(spec.image_pull_secrets.unwrap()[0].name, "key");
