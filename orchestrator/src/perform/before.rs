@@ -9,6 +9,11 @@ use proto::worker::{self as wire, answer, question, step_report, step_request};
 
 use super::{Act, ClusterError, Ended, LONG_STEP_WITHIN, PULL_SPAN, SourceObject};
 
+/// containerd fetches no layer that another container on the node has unpacked already; restoring needs every layer as it
+/// was packed.
+const PULLED_IN_PART: &str = "the image was pulled, but not every layer of it was fetched: another container of that \
+     node has it unpacked";
+
 /// A worker that doesn't answer before the freeze is waited for this long: its pod may just be restarting.
 const WORKER_PATIENCE_MS: u64 = 30_000;
 
@@ -105,12 +110,18 @@ impl Act<'_> {
         let (plan, id) = (self.plan, &self.due.id);
         let pulled = self.world.cluster.prepull(plan, id, node, &missing).await;
         self.span(PULL_SPAN, started);
+        let missing = self.missing_images(node).await?;
+        let why = match &pulled {
+            Err(error) => Some(error.to_string()),
+            Ok(()) if !missing.is_empty() => Some(PULLED_IN_PART.to_owned()),
+            Ok(()) => None,
+        };
         // The images may come another way, and nobody would learn why it took so long.
-        if let (Err(error), Some(span)) = (&pulled, self.spans.last_mut()) {
-            let facts = [("node", node.to_string()), ("error", error.to_string())];
+        if let (Some(why), Some(span)) = (why, self.spans.last_mut()) {
+            let facts = [("node", node.to_string()), ("error", why)];
             span.attributes = facts.map(|(key, fact)| (key.to_owned(), fact)).into();
         }
-        Ok((self.missing_images(node).await?, pulled.err()))
+        Ok((missing, pulled.err()))
     }
 
     async fn missing_images(&self, node: &NodeName) -> Result<Vec<String>, Ended> {

@@ -16,6 +16,8 @@ const POD: &str = "kuard";
 const SECRET: &str = "registry-password";
 const TARGET: &str = "node2";
 const ENDED_WITHIN: Duration = Duration::from_secs(10);
+/// A kubelet removes the dead containers of deleted pods once a minute.
+const REMOVED_WITHIN: Duration = Duration::from_secs(120);
 
 /// The registry answers.
 pub fn by_pull(stage: &Stage) -> Result<()> {
@@ -118,6 +120,7 @@ fn forget_image(stage: &Stage) -> Result<()> {
         !names.is_empty(),
         "{TARGET} has no image of kuard to forget"
     );
+    unpacked_nowhere(stage)?;
     let words: Vec<&str> = ["images", "remove", "--sync"]
         .into_iter()
         .chain(names.iter().map(String::as_str))
@@ -125,6 +128,15 @@ fn forget_image(stage: &Stage) -> Result<()> {
     ground::ctr(stage, TARGET, &words)?;
     process::wait_for("the image to be forgotten", ENDED_WITHIN, || {
         Ok(known()?.is_empty().then_some(()))
+    })
+}
+
+/// Waits until no container on the target has the image's layers unpacked: containerd fetches no layer again that it finds
+/// unpacked, and the image is incomplete then, however it was pulled.
+fn unpacked_nowhere(stage: &Stage) -> Result<()> {
+    process::wait_for("the last container of kuard to go", REMOVED_WITHIN, || {
+        let listed = ground::ctr(stage, TARGET, &["containers", "list"])?;
+        Ok((!listed.contains(POD)).then_some(()))
     })
 }
 
