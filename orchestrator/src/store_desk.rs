@@ -47,6 +47,7 @@ const REMOVE_WITHIN: Duration = Duration::from_secs(60);
 /// An object of etcd has at most 1.5 MB; a migration takes 300 bytes of it.
 const SHOWN_MAX: usize = 500;
 const PROBLEMS_MAX: usize = 100;
+const ANOTHER_QUESTION: &str = "the worker answered another question";
 /// Whoever asked has read the answer by then, or never will.
 const TASK_AGE_MAX_S: i64 = 3600;
 
@@ -67,10 +68,10 @@ impl Keeper for Workers {
     async fn list(&self) -> Result<Vec<wire::StoredMigration>, String> {
         let kind = question::Kind::ListStore(wire::ListStore {});
         let asked = self.ask(&anybody(self)?, kind, LIST_WITHIN).await;
-        match asked.map_err(|error| error.to_string())? {
-            answer::Kind::StoreListing(listing) => Ok(listing.migrations),
-            _ => Err("the worker answered another question".to_owned()),
-        }
+        let answer::Kind::StoreListing(listing) = asked.map_err(|error| error.to_string())? else {
+            return Err(ANOTHER_QUESTION.to_owned());
+        };
+        Ok(listing.migrations)
     }
 
     async fn check(&self, id: &MigrationId) -> Result<wire::StoreChecked, String> {
@@ -78,10 +79,10 @@ impl Keeper for Workers {
             migration_id: id.0.to_string(),
         });
         let asked = self.ask(&anybody(self)?, kind, CHECK_WITHIN).await;
-        match asked.map_err(|error| error.to_string())? {
-            answer::Kind::StoreChecked(checked) => Ok(checked),
-            _ => Err("the worker answered another question".to_owned()),
-        }
+        let answer::Kind::StoreChecked(checked) = asked.map_err(|error| error.to_string())? else {
+            return Err(ANOTHER_QUESTION.to_owned());
+        };
+        Ok(checked)
     }
 
     async fn remove(&self, id: &MigrationId) -> Result<(), String> {
@@ -89,10 +90,10 @@ impl Keeper for Workers {
             migration_id: id.0.to_string(),
         });
         let asked = self.ask(&anybody(self)?, kind, REMOVE_WITHIN).await;
-        match asked.map_err(|error| error.to_string())? {
-            answer::Kind::StoreCleared(_) => Ok(()),
-            _ => Err("the worker answered another question".to_owned()),
-        }
+        let answer::Kind::StoreCleared(_) = asked.map_err(|error| error.to_string())? else {
+            return Err(ANOTHER_QUESTION.to_owned());
+        };
+        Ok(())
     }
 }
 

@@ -268,9 +268,20 @@ impl DataPath {
             }),
             containers,
         };
-        // The manifest is last: while it is missing there is no checkpoint, however many packs there are.
+        self.conclude(prefix, &manifest, &key, &mut saved).await?;
+        Ok((saved, key, roots))
+    }
+
+    /// The manifest is last: while it is missing there is no checkpoint, however many packs there are.
+    async fn conclude(
+        &self,
+        prefix: &str,
+        manifest: &Manifest,
+        key: &DataKey,
+        saved: &mut Saved,
+    ) -> Result<(), DataError> {
         let start = now_unix_ns();
-        let bytes = manifest.to_bytes(&key);
+        let bytes = manifest.to_bytes(key);
         saved.manifest_blake3 = blake3::hash(&bytes).to_hex().to_string();
         saved.manifest_key = format!("{prefix}manifest");
         saved.manifest_bytes = bytes.len() as u64;
@@ -280,7 +291,7 @@ impl DataPath {
             .await
             .map_err(DataError::of)?;
         saved.spans.push(span_since("put manifest", "", start, []));
-        Ok((saved, key, roots))
+        Ok(())
     }
 }
 

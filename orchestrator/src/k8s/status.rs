@@ -74,8 +74,8 @@ pub fn project(migration: &Migration) -> PodMigrationStatus {
 fn warnings(migration: &Migration) -> Vec<StatusFinding> {
     let known = migration.plan.iter().flat_map(|plan| &plan.warnings);
     // A step that was asked twice pulled twice: the last time counts.
-    let pulls = migration.spans.iter().filter(|span| span.name == PULL_SPAN);
-    let pull = pulls.last().and_then(|span| {
+    let mut pulls = migration.spans.iter().filter(|span| span.name == PULL_SPAN);
+    let pull = pulls.next_back().and_then(|span| {
         let fact = |key: &str| span.attributes.get(key);
         Some(Finding::new(
             "BaseImagesNotPulled",

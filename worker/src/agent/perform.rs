@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use prost::Message;
 use proto::worker::{
-    Answer, Disarm, ImagesState, Inspection, Pod, Question, StepReport, StepRequest, StoreCleared,
-    Tidy, Verified, VerifiedContainer, Verify, Withdraw, answer, question,
+    Answer, Bar, Disarm, ImagesState, Inspection, Pod, Question, StepReport, StepRequest,
+    StoreCleared, Tidy, Verified, VerifiedContainer, Verify, Withdraw, answer, question,
     step_report::{Outcome, Result as StepResult},
     step_request,
     verified_container::Origin,
@@ -174,21 +174,19 @@ impl Performer {
                 held.map_or_else(of_hold, |held| Ended::Done(Some(StepResult::Held(held))))
             }
             Kind::Copy(copy) => {
-                let copied = self
+                let copying = self
                     .holder
-                    .copy(key, copy, data, timeline, progress, superseded)
-                    .await;
-                copied.map_or_else(of_hold, |copied| {
-                    Ended::Done(Some(StepResult::Copied(copied)))
-                })
+                    .copy(key, copy, data, timeline, progress, superseded);
+                let copied = copying.await.map(StepResult::Copied);
+                copied.map_or_else(of_hold, |copied| Ended::Done(Some(copied)))
             }
-            Kind::Receive(receive) => {
-                let received = data.receive(migration, receive, progress, superseded).await;
-                received.map_or_else(of_data, |spans| {
+            Kind::Receive(receive) => data
+                .receive(migration, receive, progress, superseded)
+                .await
+                .map_or_else(of_data, |spans| {
                     timeline.extend(spans);
                     Ended::Done(None)
-                })
-            }
+                }),
             Kind::Release(release) => {
                 let released = self.holder.release(migration, release, timeline).await;
                 released.map_or_else(in_doubt, |released| {
@@ -211,29 +209,30 @@ impl Performer {
                     Ended::Done(Some(StepResult::Delivered(delivered)))
                 })
             }
-            Kind::Bar(bar) => {
-                let pod = bar.pod.clone().unwrap_or_default();
-                let barred = self.holder.bar(migration, &pod, &bar.images, data).await;
-                barred.map_or_else(in_doubt, |barred| {
-                    Ended::Done(Some(StepResult::Barred(barred)))
-                })
-            }
+            Kind::Bar(bar) => self.bar(migration, bar).await,
             Kind::Disarm(disarm) => self.disarm(migration, disarm).await,
             Kind::Withdraw(withdraw) => self.withdraw(migration, withdraw).await,
             Kind::Tidy(tidy) => self.tidy(migration, tidy).await,
-            Kind::ExportImages(export) => {
-                let exported = data
-                    .export_images(migration, export, progress, superseded)
-                    .await;
-                exported.map_or_else(of_data, |exported| {
+            Kind::ExportImages(export) => data
+                .export_images(migration, export, progress, superseded)
+                .await
+                .map_or_else(of_data, |exported| {
                     Ended::Done(Some(StepResult::Exported(exported)))
-                })
-            }
+                }),
             Kind::ImportImages(import) => data
                 .import_images(migration, import, progress, superseded)
                 .await
                 .map_or_else(of_data, |()| Ended::Done(None)),
         }
+    }
+
+    async fn bar(&self, migration: &str, bar: &Bar) -> Ended {
+        let pod = bar.pod.clone().unwrap_or_default();
+        let data = self.data.as_ref();
+        let barred = self.holder.bar(migration, &pod, &bar.images, data).await;
+        barred.map_or_else(in_doubt, |barred| {
+            Ended::Done(Some(StepResult::Barred(barred)))
+        })
     }
 
     /// A leader that was deposed may have barred what the log knows to be restored.

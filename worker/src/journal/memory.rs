@@ -79,6 +79,18 @@ pub struct Memory {
 }
 
 impl Migration {
+    fn archived(&mut self, archive: Archive) {
+        self.archives
+            .retain(|other| other.container != archive.container);
+        self.archives.push(archive);
+    }
+
+    fn forget_archives(&mut self) {
+        self.archives.clear();
+        self.copies.clear();
+        self.copying = None;
+    }
+
     /// Archives of its pod that are younger may be its own, though nobody told us their names.
     pub fn since_unix_ns(&self) -> Option<u64> {
         let held = self.hold.as_ref().map(|hold| hold.paused_unix_ns);
@@ -132,25 +144,14 @@ impl Memory {
                     hold.dumping.insert(container_id);
                 }
             }
-            Entry::Archived { migration, archive } => {
-                let known = self.entry(migration);
-                known
-                    .archives
-                    .retain(|other| other.container != archive.container);
-                known.archives.push(archive);
-            }
+            Entry::Archived { migration, archive } => self.entry(migration).archived(archive),
             Entry::Freezing { migration, cgroup } => {
                 if let Some(hold) = &mut self.entry(migration).hold {
                     hold.cgroup = Some(cgroup);
                 }
             }
             Entry::HoldEnded { migration } => self.entry(migration).hold = None,
-            Entry::ArchivesRemoved { migration } => {
-                let known = self.entry(migration);
-                known.archives.clear();
-                known.copies.clear();
-                known.copying = None;
-            }
+            Entry::ArchivesRemoved { migration } => self.entry(migration).forget_archives(),
             Entry::Copying {
                 migration,
                 since_unix_ns,

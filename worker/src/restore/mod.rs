@@ -43,7 +43,7 @@ pub enum RestoreError {
     Rebuild(#[from] RebuildError),
     /// A checkpoint's manifest.
     #[error(transparent)]
-    Gather(#[from] GatherError),
+    Gather(Box<GatherError>),
     /// The keys to read it with.
     #[error(transparent)]
     Trust(#[from] TrustError),
@@ -103,6 +103,12 @@ impl RestoreError {
     /// Nothing was wrong with it: it was told to end.
     fn gave_way(&self) -> bool {
         matches!(self, Self::GaveWay | Self::Rebuild(RebuildError::GaveWay))
+    }
+}
+
+impl From<GatherError> for RestoreError {
+    fn from(error: GatherError) -> Self {
+        Self::Gather(Box::new(error))
     }
 }
 

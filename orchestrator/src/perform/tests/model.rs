@@ -567,6 +567,7 @@ impl Cluster for Model {
     }
 }
 
+#[expect(clippy::too_many_lines, reason = "a table: one row a step")]
 fn perform(inner: &mut Inner, kind: &step_request::Kind) -> Option<step_report::Result> {
     match kind {
         step_request::Kind::Hold(_) => {
