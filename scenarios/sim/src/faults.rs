@@ -29,6 +29,8 @@ pub struct Faults {
     pub streams_per_mille: u64,
     /// The longest a message on a stream takes, milliseconds.
     pub streams_slow_ms: u64,
+    /// So many of the next creations of pods get no answer and are carried out when their name is free again.
+    pub late_creates: u64,
     /// Kubelets that were stopped.
     pub kubelets_down: BTreeSet<String>,
     /// Effects (counted twice, before and after) at which the next lives of a process end.
@@ -148,6 +150,8 @@ pub enum Misfortune {
     ApiDown(u64),
     /// The store refuses this often in a thousand, for a while.
     StoreBad(u64, u64),
+    /// The next creation of a pod gets no answer, and is carried out when the name is free again.
+    LateCreate,
     /// The user deletes the pod.
     DeletePod(String),
     /// The user deletes the nth `PodMigration`.

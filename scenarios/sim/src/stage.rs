@@ -338,6 +338,7 @@ impl Stage {
                 self.a_while(ms).await;
                 sim.look(|inner| inner.faults.store_per_mille = 0);
             }
+            Misfortune::LateCreate => sim.look(|inner| inner.faults.late_creates += 1),
             Misfortune::DeletePod(name) => {
                 let counts = sim.with(|inner| inner.truth.objects.user_deletes(&name));
                 sim.event("user", format_args!("deletes {name}: {counts}"));
