@@ -23,7 +23,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::{
     api::Call,
-    doors::{Attached, Dialled, Doors, PeerDoor, Proposal},
+    doors::{Attached, Dialled, Doors, PeerDoor, Proposal, Question},
     life::Life,
     mistakes::Mistake,
     raft_log::{Inputs, Platter, RaftLog},
@@ -55,8 +55,10 @@ pub struct Peer {
 }
 
 struct Proposer {
+    sim: Sim,
     life: Life,
     proposals: mpsc::Sender<Proposal>,
+    questions: mpsc::Sender<Question>,
     leader: watch::Receiver<bool>,
 }
 
@@ -78,9 +80,16 @@ impl Propose for Proposer {
         self.put(command).await;
     }
 
-    /// By what this peer believes: the worst that a read index could say too late.
     async fn leads(&self) -> bool {
-        *self.leader.borrow()
+        self.life.edge("ask a majority").await;
+        if self.sim.makes(Mistake::MajorityNotAsked) {
+            return *self.leader.borrow();
+        }
+        let (reply, answer) = oneshot::channel();
+        let sent = self.questions.send(reply).await.is_ok();
+        let leads = sent && answer.await.unwrap_or(false);
+        self.life.edge("a majority answered").await;
+        leads
     }
 }
 
@@ -119,6 +128,7 @@ impl Peer {
             limits,
         } = self;
         let (proposals, proposed) = mpsc::channel(QUEUED_MAX);
+        let (questions, questioned) = mpsc::channel(QUEUED_MAX);
         let (inbound, received) = mpsc::unbounded_channel();
         let (dialled, dialling) = mpsc::channel(QUEUED_MAX);
         let (publish_state, state) = watch::channel(Arc::<State>::default());
@@ -144,8 +154,10 @@ impl Peer {
         let clock: Arc<dyn TimeOfDay> = Arc::new(clock);
         let workers = Workers::timed_by(Arc::clone(&clock));
         let proposer = Arc::new(Proposer {
+            sim: sim.clone(),
             life: life.clone(),
             proposals,
+            questions,
             leader: leader.clone(),
         });
         let world = World {
@@ -189,6 +201,7 @@ impl Peer {
         tokio::join!(
             log.run(Inputs {
                 proposals: proposed,
+                questions: questioned,
                 inbound: received,
             }),
             driver.run(),
