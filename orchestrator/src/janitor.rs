@@ -1,8 +1,9 @@
 //! The janitor: clears away what undone migrations left where nobody could clear it away in time: the store was down,
 //! the target's runtime hung. The pod ran again at once and the user was told; this is what comes after.
 //!
-//! And a deposed leader's mark may reach a source after the undo that took it off: sources of late undos are looked at
-//! again for a while, or a deletion of such a pod would wait for a person.
+//! And a write that was given up may be carried out after the end: a mark on a source that the undo had taken off, so that
+//! a deletion of the pod would wait for a person; a creation of the restored pod, once its user has deleted that, so that
+//! the name would stay taken. What has just ended is looked at again for a while.
 //!
 //! It keeps nothing in mind: what is left over stands in the replicated state, so whoever leads next goes on with it.
 
@@ -24,13 +25,13 @@ use crate::driver::Propose;
 
 /// What comes back, comes back within minutes; asking a node that is not there costs nothing.
 const EVERY: Duration = Duration::from_secs(3);
-/// Marks are looked for in every so manieth round.
-const MARKS_EVERY: u32 = 4;
-/// As long as a call that was begun before the undo may still be carried out, with the repetitions of a leader that does
+/// Late writes are looked for in every so manieth round.
+const LATE_EVERY: u32 = 4;
+/// As long as a call that was begun before the end may still be carried out, with the repetitions of a leader that does
 /// not know yet that it was deposed.
-const MARKS_FOR: Duration = Duration::from_secs(100);
-/// Of the undone ones that a new leader finds in its state, so many of the newest.
-const MARKS_MAX: usize = 64;
+const LATE_FOR: Duration = Duration::from_secs(100);
+/// Of the ended ones that a new leader finds in its state, so many of the newest.
+const LATE_MAX: usize = 64;
 
 /// Janitor -> world. The second implementation is the tests' world.
 #[async_trait]
@@ -42,8 +43,8 @@ pub trait Clear: Send + Sync {
         migration: &Migration,
         revision: Revision,
     ) -> Option<Finding>;
-    /// Takes our marks off the source of this undone migration, if it has any.
-    async fn unmark(&self, id: &MigrationId, migration: &Migration);
+    /// Takes away what a late write has left after this migration's end, if any has.
+    async fn look_again(&self, id: &MigrationId, migration: &Migration, revision: Revision);
 }
 
 /// Clears away while `leader` says so, until the state's channel closes.
@@ -64,8 +65,8 @@ impl Janitor {
         let mut every = tokio::time::interval(EVERY);
         every.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut rounds = 0_u32;
-        // Undone migrations, and when this peer first saw that they were.
-        let mut undone = BTreeMap::new();
+        // Ended migrations, and when this peer first saw that they were.
+        let mut ended = BTreeMap::new();
         while self.state.has_changed().is_ok() {
             every.tick().await;
             if !*self.leader.borrow() {
@@ -73,26 +74,27 @@ impl Janitor {
             }
             self.round().await;
             rounds = rounds.wrapping_add(1);
-            if rounds.is_multiple_of(MARKS_EVERY) {
-                self.unmark(&mut undone).await;
+            if rounds.is_multiple_of(LATE_EVERY) {
+                self.look_again(&mut ended).await;
             }
         }
     }
 
-    async fn unmark(&self, undone: &mut BTreeMap<MigrationId, Instant>) {
+    async fn look_again(&self, ended: &mut BTreeMap<MigrationId, Instant>) {
         let state = Arc::clone(&self.state.borrow());
         let mut newest: Vec<_> = state
             .migrations
             .iter()
-            .filter(|(_, migration)| migration.phase == Phase::RolledBack)
+            .filter(|(_, migration)| may_be_written_to(migration.phase))
             .collect();
         newest.sort_unstable_by_key(|(_, migration)| std::cmp::Reverse(migration.revision));
-        newest.truncate(MARKS_MAX);
-        undone.retain(|id, _| newest.iter().any(|(known, _)| *known == id));
+        newest.truncate(LATE_MAX);
+        ended.retain(|id, _| newest.iter().any(|(known, _)| *known == id));
         for (id, migration) in newest {
-            let since = undone.entry(id.clone()).or_insert_with(Instant::now);
-            if since.elapsed() <= MARKS_FOR {
-                self.clear.unmark(id, migration).await;
+            let since = ended.entry(id.clone()).or_insert_with(Instant::now);
+            if since.elapsed() <= LATE_FOR {
+                let revision = revision(&state, migration);
+                self.clear.look_again(id, migration, revision).await;
             }
         }
     }
@@ -117,6 +119,24 @@ impl Janitor {
                 }
             }
         }
+    }
+}
+
+/// It has ended, and had begun.
+fn may_be_written_to(phase: Phase) -> bool {
+    match phase {
+        Phase::Succeeded | Phase::RolledBack | Phase::Rescued | Phase::Abandoned => true,
+        Phase::Planned
+        | Phase::Preparing
+        | Phase::Copying
+        | Phase::Holding
+        | Phase::Delivering
+        | Phase::Restoring
+        | Phase::Rescuing
+        | Phase::Retiring
+        | Phase::Releasing
+        | Phase::Refused
+        | Phase::Previewed => false,
     }
 }
 

@@ -23,7 +23,7 @@ use super::{
     call::{CallError, bounded, if_there},
     pods::{
         CreateError, MIGRATION_ANNOTATION, Pods, SourceDeleted, SourceState, TargetStatus,
-        target_status,
+        is_bound, node_for, target_status,
     },
     prepull::{Pulled, Wanted, prepull, remove_leftovers},
     target_pod, view,
@@ -97,6 +97,7 @@ impl RealCluster {
                 what: "read the planned pod",
                 reason: error.to_string(),
             })?;
+        target_pod::unbind(&mut pod);
         pod.metadata = ObjectMeta {
             name: None,
             generate_name: Some(format!("{}-", plan.pod.name)),
@@ -321,16 +322,12 @@ impl Cluster for RealCluster {
             return Ok(None);
         };
         let uid = PodUid(pod.metadata.uid.clone().unwrap_or_default());
-        let node = NodeName(
-            pod.spec
-                .as_ref()
-                .and_then(|spec| spec.node_name.clone())
-                .unwrap_or_default(),
-        );
+        let node = NodeName(node_for(&pod).unwrap_or_default().to_owned());
         let status = target_status(&pod);
         Ok(Some(RestoredObject {
             uid,
             node,
+            bound: is_bound(&pod),
             given_up: status.given_up_by.as_deref() == Some(&id.0),
             deleting: status.deleting,
             taken_up: !status.containers.is_empty(),
@@ -374,6 +371,16 @@ impl Cluster for RealCluster {
             Ok(SourceDeleted::PodDeleted) => Ok(Deletion::ByUser),
             Err(error) => Err(unclear("delete the restored pod", &error)),
         }
+    }
+
+    async fn remove_unbound(
+        &self,
+        plan: &Plan,
+        uid: &PodUid,
+        id: &MigrationId,
+    ) -> Result<(), ClusterError> {
+        let removed = self.pods.remove_unbound(&plan.pod, uid, id).await;
+        removed.map_err(|error| unclear("remove a pod that was never bound", &error))
     }
 
     async fn prepull(

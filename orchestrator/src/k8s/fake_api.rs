@@ -85,10 +85,16 @@ impl FakeApi {
         {
             act(&mut shared.objects);
         }
+        let (path, binds) = match path.strip_suffix("/binding") {
+            Some(path) => (path, true),
+            None => (path, false),
+        };
         let name = path.rsplit('/').next().unwrap_or_default().to_owned();
         let body: Value = serde_json::from_slice(body).unwrap_or_default();
-        shared.objects.calls.push(format!("{method} {name}"));
+        let verb = if binds { "BIND" } else { method.as_str() };
+        shared.objects.calls.push(format!("{verb} {name}"));
         let answer = match *method {
+            Method::POST if binds => shared.objects.bind(&name, &body),
             Method::GET => shared.objects.get(&name),
             Method::POST => shared.objects.create(body),
             Method::PATCH => shared.objects.patch(&name, &body),
@@ -129,6 +135,29 @@ impl Objects {
         object["metadata"]["uid"] = json!(format!("made-{}", self.version + 1));
         self.put(object);
         self.get(&name)
+    }
+
+    /// Once, and not while it is being deleted.
+    pub fn bind(&mut self, name: &str, binding: &Value) -> Answer {
+        let Some(mut object) = self.by_name.get(name).cloned() else {
+            return failure(StatusCode::NOT_FOUND, "not found");
+        };
+        for key in ["uid", "resourceVersion"] {
+            let wanted = &binding["metadata"][key];
+            if !wanted.is_null() && *wanted != object["metadata"][key] {
+                return failure(StatusCode::CONFLICT, "a precondition does not hold");
+            }
+        }
+        let deleting = object["metadata"].get("deletionTimestamp").is_some();
+        if deleting || object["spec"].get("nodeName").is_some() {
+            return failure(StatusCode::CONFLICT, "it can't be assigned to a host");
+        }
+        object["spec"]["nodeName"] = binding["target"]["name"].clone();
+        self.put(object);
+        (
+            StatusCode::CREATED,
+            json!({ "kind": "Status", "status": "Success" }),
+        )
     }
 
     fn patch(&mut self, name: &str, patch: &Value) -> Answer {

@@ -5,7 +5,8 @@
 //!          delete_source   1 mark it committed (resourceVersion: not if anything happened since we looked)
 //!                          2 delete it (UID, no grace)
 //!                          3 take the finalizer off: the name is free
-//! target   create_target   the name is the fence: there is one pod of it; held like the source until it is proved
+//! target   create_target   1 make it, bound to no node: the name is the fence, there is one pod of it; held like the source
+//!                          2 bind it to its node (UID, resourceVersion): only from here a kubelet may start it
 //!          condemn         1 and 2 for a target that must not run; 3 only once it is proved that nothing of it does
 //! undo     release_source  finalizer and notes off
 //! ```
@@ -15,9 +16,16 @@
 //! between 1 and 3. So the mark is the instant of the commit as Kubernetes sees it, and whoever deletes the pod later
 //! has deleted an object that was already replaced.
 //!
+//! A creation whose answer was lost may be carried out later, when the name is free again: after the pod's user deleted it,
+//! or in the middle of the next move. Nothing but its name could fence it, and so it is made to be harmless: nobody knows
+//! its UID, so nobody binds it, and no scheduler cares for it. `remove_unbound` takes it away.
+//!
 //! Every function may be repeated, by another leader, too, and then finds its work done.
 
-use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
+use k8s_openapi::{
+    api::core::v1::{Binding, ContainerStatus, ObjectReference, Pod},
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+};
 use kube::{
     Api, Client,
     api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions},
@@ -35,6 +43,12 @@ pub const HELD_ANNOTATION: &str = "longshore.dev/held-for";
 pub const COMMITTED_ANNOTATION: &str = "longshore.dev/committed";
 /// On the target: the migration that made it. Not the same as the source's, or a source would pass for its target.
 pub const MIGRATION_ANNOTATION: &str = "longshore.dev/migration";
+
+/// On the target: the node it is for, also before it is bound.
+pub const NODE_ANNOTATION: &str = "longshore.dev/node";
+
+/// Who schedules the target. There is no such scheduler, so that all others leave the pod to us.
+pub const SCHEDULER: &str = "longshore";
 
 /// Who the managed fields say we are.
 pub const FIELD_MANAGER: &str = "longshore";
@@ -296,21 +310,57 @@ impl Pods {
         Err(unsettled("release", pod))
     }
 
-    /// Makes the target pod (see `target_pod::with_images`), and answers its UID. Made already by this migration on
-    /// this node: done.
+    /// Makes the target pod (see `target_pod::with_images`), binds it to its node, and answers its UID. Made already by
+    /// this migration for this node: done.
     ///
     /// # Errors
     /// Taken when the name is another's; otherwise as the call's. A refusal may pass: a quota counts the source for some
     /// seconds after it is gone.
     pub async fn create_target(&self, pod: &PodRef, target: &Pod) -> Result<PodUid, CreateError> {
-        let api = self.api(pod);
-        let params = PostParams {
-            field_manager: Some(FIELD_MANAGER.to_owned()),
-            ..PostParams::default()
+        let made = self.make_target(pod, target).await?;
+        if let (false, Some(node)) = (is_bound(&made), node_for(target)) {
+            self.bind(pod, &made, node).await?;
+        }
+        Ok(uid_of(&made))
+    }
+
+    /// From here its kubelet may start it. It is bound as it was seen: one that was given up meanwhile is another version.
+    /// A refusal is no word on the pod: somebody else may have bound or deleted it, and whoever looks again will see.
+    async fn bind(&self, pod: &PodRef, made: &Pod, node: &str) -> Result<(), CallError> {
+        let binding = Binding {
+            metadata: ObjectMeta {
+                name: Some(pod.name.clone()),
+                namespace: Some(pod.namespace.clone()),
+                uid: made.metadata.uid.clone(),
+                resource_version: made.metadata.resource_version.clone(),
+                ..ObjectMeta::default()
+            },
+            target: ObjectReference {
+                api_version: Some("v1".to_owned()),
+                kind: Some("Node".to_owned()),
+                name: Some(node.to_owned()),
+                ..ObjectReference::default()
+            },
         };
+        let (api, params) = (self.api(pod), written());
+        let doing = format!("bind pod {pod} to node {node}");
+        let call = api.create_subresource::<_, Value>("binding", &pod.name, &params, &binding);
+        match bounded(doing.clone(), call).await {
+            Ok(_) => Ok(()),
+            Err(CallError::Refused { message, .. }) => Err(CallError::Unknown {
+                doing,
+                why: message,
+            }),
+            Err(unknown @ CallError::Unknown { .. }) => Err(unknown),
+        }
+    }
+
+    async fn make_target(&self, pod: &PodRef, target: &Pod) -> Result<Pod, CreateError> {
+        let api = self.api(pod);
+        let params = written();
         let answer = bounded(format!("create pod {pod}"), api.create(&params, target)).await;
         let refused = match answer {
-            Ok(made) => return Ok(uid_of(&made)),
+            Ok(made) => return Ok(made),
             Err(error) if error.code() == Some(409) => error,
             Err(error) => return Err(error.into()),
         };
@@ -321,10 +371,20 @@ impl Pods {
         let migration = annotation(target, MIGRATION_ANNOTATION);
         let same = migration.is_some()
             && annotation(&there, MIGRATION_ANNOTATION) == migration
-            && node(&there) == node(target);
+            && node_for(&there) == node_for(target);
         let deleting = there.metadata.deletion_timestamp.is_some();
-        if same && !deleting {
-            return Ok(uid_of(&there));
+        let given_up = annotation(&there, COMMITTED_ANNOTATION).is_some();
+        if same && !deleting && !given_up {
+            return Ok(there);
+        }
+        // Another migration's late creation: no kubelet has it, and none will. The name is free again then.
+        if let Some(other) = annotation(&there, MIGRATION_ANNOTATION)
+            && Some(other) != migration
+            && is_unbound_of(&there, &other.into())
+        {
+            self.remove_unbound(pod, &uid_of(&there), &other.into())
+                .await?;
+            return Err(refused.into());
         }
         Err(CreateError::Taken {
             pod: pod.clone(),
@@ -335,6 +395,46 @@ impl Pods {
                 ""
             },
         })
+    }
+
+    /// Removes a target that was made for this migration and never bound. Repeating it goes on where it stopped; another
+    /// pod of the name is left alone.
+    ///
+    /// Order: the mark, or a leader that finds the object being deleted would take it for its user's doing; it makes another
+    /// version, so whoever was about to bind it can't. Then the deletion, and only then its name.
+    ///
+    /// # Errors
+    /// When the API server gives no clear answer, or the pod is bound: then more is to be proved before it may go.
+    pub async fn remove_unbound(
+        &self,
+        pod: &PodRef,
+        uid: &PodUid,
+        migration: &MigrationId,
+    ) -> Result<(), CallError> {
+        for _ in 0..ROUNDS_MAX {
+            let Some(object) = self.get(pod).await?.filter(|pod| uid_of(pod) == *uid) else {
+                return Ok(());
+            };
+            if !is_unbound_of(&object, migration) {
+                return Err(CallError::Unknown {
+                    doing: format!("remove pod {pod}"),
+                    why: "it is bound by now, or not held for this migration".to_owned(),
+                });
+            }
+            if object.metadata.deletion_timestamp.is_some() {
+                let finalizers = object.metadata.finalizers.iter().flatten();
+                let rest: Vec<_> = finalizers.filter(|f| *f != HOLD_FINALIZER).collect();
+                self.patch(pod, &object, "let go of", json!({ "finalizers": rest }))
+                    .await?;
+            } else if annotation(&object, COMMITTED_ANNOTATION) == Some(&*migration.0) {
+                self.delete(pod, uid).await?;
+            } else {
+                let notes = json!({ COMMITTED_ANNOTATION: migration.0 });
+                self.patch(pod, &object, "give up", json!({ "annotations": notes }))
+                    .await?;
+            }
+        }
+        Err(unsettled("remove", pod))
     }
 
     /// With UID and without grace. Not there, or another pod there by now, is done.
@@ -449,8 +549,34 @@ fn annotation<'a>(object: &'a Pod, key: &str) -> Option<&'a str> {
     annotations.get(key).map(String::as_str)
 }
 
-fn node(object: &Pod) -> Option<&String> {
-    object.spec.as_ref()?.node_name.as_ref()
+fn written() -> PostParams {
+    PostParams {
+        field_manager: Some(FIELD_MANAGER.to_owned()),
+        ..PostParams::default()
+    }
+}
+
+fn bound_to(object: &Pod) -> Option<&str> {
+    let node = object.spec.as_ref()?.node_name.as_deref();
+    node.filter(|node| !node.is_empty())
+}
+
+/// A kubelet has it, or may have it at any moment.
+#[must_use]
+pub fn is_bound(object: &Pod) -> bool {
+    bound_to(object).is_some()
+}
+
+/// Where it is, or is to be.
+#[must_use]
+pub fn node_for(object: &Pod) -> Option<&str> {
+    bound_to(object).or_else(|| annotation(object, NODE_ANNOTATION))
+}
+
+/// Made for this migration, and no kubelet has it.
+fn is_unbound_of(object: &Pod, migration: &MigrationId) -> bool {
+    let is = |key| annotation(object, key) == Some(&*migration.0);
+    !is_bound(object) && is(MIGRATION_ANNOTATION) && is(HELD_ANNOTATION)
 }
 
 fn uid_of(object: &Pod) -> PodUid {

@@ -19,14 +19,17 @@ use orchestrator_core::{
 
 use super::{
     origin::{IMAGES_ANNOTATION, Origin},
-    pods::{COMMITTED_ANNOTATION, HELD_ANNOTATION, HOLD_FINALIZER, MIGRATION_ANNOTATION},
+    pods::{
+        COMMITTED_ANNOTATION, HELD_ANNOTATION, HOLD_FINALIZER, MIGRATION_ANNOTATION,
+        NODE_ANNOTATION, SCHEDULER,
+    },
 };
 
 /// Admission names the API token's volume like this, and adds it again.
 const TOKEN_VOLUME: &str = "kube-api-access-";
 
 /// Written by network plugins about the first life's addresses, or by us about an earlier move.
-const STALE_ANNOTATIONS: [&str; 12] = [
+const STALE_ANNOTATIONS: [&str; 13] = [
     "cni.projectcalico.org/containerID",
     "cni.projectcalico.org/podIP",
     "cni.projectcalico.org/podIPs",
@@ -39,6 +42,7 @@ const STALE_ANNOTATIONS: [&str; 12] = [
     HELD_ANNOTATION,
     COMMITTED_ANNOTATION,
     IMAGES_ANNOTATION,
+    NODE_ANNOTATION,
 ];
 
 /// Why the target's pod can't be made.
@@ -119,7 +123,7 @@ fn target_spec(source: &PodSpec, target: &NodeName) -> PodSpec {
     // Recomputed from priorityClassName; a number that doesn't match the class of today would be refused.
     spec.priority = None;
     spec.preemption_policy = None;
-    // Bound by name: a gate would be refused, and nothing waits for one.
+    // Bound by us: a gate would be in the way, and nothing waits for one.
     spec.scheduling_gates = None;
     // Not allowed at creation; the planner refuses pods that have any.
     spec.ephemeral_containers = None;
@@ -154,8 +158,15 @@ fn containers(spec: &mut PodSpec) -> impl Iterator<Item = &mut Container> {
     sidecars.chain(spec.containers.iter_mut())
 }
 
+/// As it is made: for no node yet, and for no scheduler. Binding it to its node is a step of its own (see `pods`).
+pub fn unbind(pod: &mut Pod) {
+    let spec = pod.spec.get_or_insert_default();
+    spec.node_name = None;
+    spec.scheduler_name = Some(SCHEDULER.to_owned());
+}
+
 /// The planned pod with its checkpoint images, marked with the migration it belongs to. `node` is the target, or the
-/// node of a rescue.
+/// node of a rescue; it is not bound to it yet.
 ///
 /// # Errors
 /// When a container has no image: it would start fresh, which is never wanted.
@@ -172,8 +183,8 @@ pub fn with_images(
             source,
         })?;
     let mut origins = std::collections::BTreeMap::new();
+    unbind(&mut pod);
     let spec = pod.spec.get_or_insert_default();
-    spec.node_name = Some(node.0.clone());
     for container in containers(spec) {
         let image = images.iter().find(|i| i.container == container.name);
         let planned = plan.containers.iter().find(|c| c.name == container.name);
@@ -199,6 +210,7 @@ pub fn with_images(
     let annotations = pod.metadata.annotations.get_or_insert_default();
     annotations.insert(MIGRATION_ANNOTATION.to_owned(), migration.0.to_string());
     annotations.insert(IMAGES_ANNOTATION.to_owned(), origins);
+    annotations.insert(NODE_ANNOTATION.to_owned(), node.0.clone());
     // Until the log knows that it was restored, its deletion must not go unseen: a gone pod would be made again.
     annotations.insert(HELD_ANNOTATION.to_owned(), migration.0.to_string());
     pod.metadata.finalizers = Some(vec![HOLD_FINALIZER.to_owned()]);

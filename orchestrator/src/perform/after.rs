@@ -46,12 +46,25 @@ impl Clear for World {
         act.clear().await
     }
 
-    async fn unmark(&self, id: &MigrationId, migration: &Migration) {
+    async fn look_again(&self, id: &MigrationId, migration: &Migration, revision: Revision) {
         let Some(plan) = &migration.plan else {
             return;
         };
-        if let Err(error) = self.cluster.unmark_source(plan, id).await {
-            tracing::info!(migration = %id, %error, "its source is looked at again later");
+        let due = Due {
+            id: id.clone(),
+            revision,
+            step: Step::Retire,
+        };
+        let mut act = Act {
+            world: self,
+            migration,
+            plan,
+            due: &due,
+            spans: Vec::new(),
+        };
+        if let Err(Ended(outcome)) = act.look_again().await {
+            let why = outcome.words();
+            tracing::info!(migration = %id, why, "what a late write may have left is looked for again later");
         }
     }
 }
@@ -151,6 +164,52 @@ impl Act<'_> {
             ));
         };
         Ok(released)
+    }
+
+    /// What may come after the end, by a call that was given up: a mark on a source that was let go of, a pod that was
+    /// made once more.
+    async fn look_again(&mut self) -> Result<(), Ended> {
+        match self.migration.phase {
+            Phase::RolledBack => {
+                let (plan, id) = (self.plan, &self.due.id);
+                Ok(self.world.cluster.unmark_source(plan, id).await?)
+            }
+            Phase::Succeeded | Phase::Rescued | Phase::Abandoned => self.end_the_late_one().await,
+            Phase::Planned
+            | Phase::Preparing
+            | Phase::Copying
+            | Phase::Holding
+            | Phase::Delivering
+            | Phase::Restoring
+            | Phase::Rescuing
+            | Phase::Retiring
+            | Phase::Releasing
+            | Phase::Refused
+            | Phase::Previewed => Ok(()),
+        }
+    }
+
+    /// A pod of this migration that is not the one the log knows: its name had become free, and its creation came late.
+    /// Only one that still bears our hold is touched. A user's copy of the restored pod does not, nor a later migration's.
+    async fn end_the_late_one(&mut self) -> Result<(), Ended> {
+        let (plan, id) = (self.plan, self.due.id.clone());
+        let Some(made) = self.world.cluster.restored(plan, &id).await? else {
+            return Ok(());
+        };
+        let known = self.migration.restored.as_ref().map(|r| &r.pod_uid);
+        if known == Some(&made.uid) {
+            return Ok(());
+        }
+        tracing::warn!(migration = %id, uid = %made.uid, node = %made.node, bound = made.bound, "a pod of it was made after its end");
+        let cluster = &self.world.cluster;
+        if !made.bound {
+            return Ok(cluster.remove_unbound(plan, &made.uid, &id).await?);
+        }
+        cluster.condemn_restored(plan, &made.uid, &id).await?;
+        self.withdraw(&made.node, Some(&made.uid), &[]).await?;
+        let cluster = &self.world.cluster;
+        cluster.delete_restored(plan, &made.uid, &id).await?;
+        Ok(())
     }
 
     /// Clears away what an ended migration still owes. Says what is still there, for it is tried again until nothing is.

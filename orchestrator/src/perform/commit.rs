@@ -4,8 +4,8 @@
 //! 1. confirm the hold (a lease of [`HOLD_LEASE`]): a source that runs has left its checkpoint behind, and while its
 //!    object is untouched there is a way back; once it is deleted there is none, and the source is destroyed instead;
 //! 2. delete the source's object: from here its kubelet starts nothing of it, and the frozen cgroup lets nothing run;
-//! 3. make the target's object, within the lease: a reboot of the source takes longer, and after one the kubelet
-//!    finds no object to start;
+//! 3. make the target's object and bind it to its node, within the lease: a reboot of the source takes longer, and after
+//!    one the kubelet finds no object to start;
 //! 4. wait until every container is proved to be restored.
 //!
 //! The other order would let two run: 3 before 2 can't (the name is taken), 2 before 1 might delete a pod that runs on.
@@ -67,8 +67,9 @@ impl Act<'_> {
                     .prove_failed(&target, &made.uid, &images, reason)
                     .await?);
             }
-            Some(made) => made.uid,
-            None => self.hand_over(&target, &images).await?,
+            Some(made) if made.bound => made.uid,
+            // Made and not bound, it lacks what making it would take: a hold that is confirmed now.
+            Some(_) | None => self.hand_over(&target, &images).await?,
         };
         self.prove_restored(&target, &uid, &images)
             .await

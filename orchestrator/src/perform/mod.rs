@@ -77,8 +77,10 @@ pub enum Deletion {
 pub struct RestoredObject {
     /// Its UID.
     pub uid: PodUid,
-    /// Where it is bound.
+    /// Where it is bound, or is to be.
     pub node: NodeName,
+    /// It is: its kubelet may start it at any moment. Until then nothing of it runs.
+    pub bound: bool,
     /// We have given it up: whoever is deleting it, it is us.
     pub given_up: bool,
     /// Somebody is deleting it.
@@ -139,7 +141,7 @@ pub trait Cluster: Send + Sync {
     async fn delete_source(&self, plan: &Plan, id: &MigrationId) -> Result<Deletion, ClusterError>;
     /// Nodes other than the plan's two that would take the pod, in a fixed order.
     async fn other_nodes(&self, plan: &Plan) -> Result<Vec<NodeName>, ClusterError>;
-    /// Makes the restored pod on this node, or finds it made.
+    /// Makes the restored pod and binds it to this node, or finds that done.
     async fn create(
         &self,
         plan: &Plan,
@@ -174,6 +176,13 @@ pub trait Cluster: Send + Sync {
         uid: &PodUid,
         id: &MigrationId,
     ) -> Result<Deletion, ClusterError>;
+    /// Removes a restored pod that was never bound. Refused when it is by now.
+    async fn remove_unbound(
+        &self,
+        plan: &Plan,
+        uid: &PodUid,
+        id: &MigrationId,
+    ) -> Result<(), ClusterError>;
     /// Lets a node's kubelet pull these containers' images with the pod's own secrets; the error is the kubelet's.
     async fn prepull(
         &self,

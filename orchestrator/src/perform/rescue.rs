@@ -21,6 +21,13 @@ impl Act<'_> {
             if self.is_dead(&made.node) {
                 // Left by an attempt on a node that died since: nothing runs there, by a person's word.
                 self.delete_restored(&made.uid).await?;
+            } else if !made.bound {
+                // Nothing of it runs, and it may be for another node, and of images that are gone.
+                let (plan, id) = (self.plan, &self.due.id);
+                self.world
+                    .cluster
+                    .remove_unbound(plan, &made.uid, id)
+                    .await?;
             } else if made.given_up {
                 let reason = "it was given up before".to_owned();
                 return Err(self

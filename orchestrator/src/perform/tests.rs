@@ -434,6 +434,51 @@ async fn a_restored_pod_that_its_user_deletes_before_the_log_knows_it_is_not_mad
     assert_eq!(creates, 1, "a deleted pod was resurrected\n{history}");
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_creation_that_is_carried_out_in_the_middle_of_a_rescue_is_taken_away() {
+    let model = Arc::new(Model::new(None));
+    model.break_restores_on("node2");
+    model.made_late_after("destroy");
+    let ended = run(&model).await;
+    let seen = model.seen();
+    let history = seen.history.join("\n");
+    assert_eq!(ended.phase, Phase::Rescued, "{:?}\n{history}", ended.reason);
+    assert!(history.contains("remove unbound"), "{history}");
+    assert!(seen.violations.is_empty(), "{:?}", seen.violations);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_made_once_more_after_the_end_is_ended_and_the_one_that_is_known_is_not() {
+    for bound in [false, true] {
+        let model = Arc::new(Model::new(None));
+        let ended = run(&model).await;
+        let world = World {
+            cluster: Arc::clone(&model) as _,
+            nodes: Arc::clone(&model) as _,
+            clock: Arc::new(SystemTimeOfDay),
+        };
+        world.look_again(&"m".into(), &ended, ended.revision).await;
+        assert!(model.seen().target_runs, "the one that is known runs on");
+        model.replaced_late(bound);
+        let before = model.seen().history.len();
+        world.look_again(&"m".into(), &ended, ended.revision).await;
+        let seen = model.seen();
+        let history = &seen.history[before..];
+        let expected: &[&str] = match bound {
+            true => &["condemn restored", "withdraw", "delete restored"],
+            false => &["remove unbound"],
+        };
+        let as_expected = history.len() == expected.len()
+            && history
+                .iter()
+                .zip(expected)
+                .all(|(is, what)| is.contains(what));
+        assert!(as_expected, "{}", history.join("\n"));
+        assert!(seen.violations.is_empty(), "{:?}", seen.violations);
+        assert!(!seen.target_runs && !seen.rescued_runs);
+    }
+}
+
 /// The number of the first effect of this name on a good day.
 async fn effect_number(name: &str) -> usize {
     let model = Arc::new(Model::new(None));

@@ -1,5 +1,5 @@
 //! Kubernetes' API server as far as pods need it: names taken once, resourceVersions, UID preconditions, finalizers,
-//! graceful deletion, merge patches. What it believes is checked on a real one by the stories.
+//! graceful deletion, merge patches, binding. What it believes is checked on a real one by the stories.
 
 use std::collections::BTreeMap;
 
@@ -27,7 +27,7 @@ pub struct Seen {
     pub name: String,
     /// Its UID.
     pub uid: String,
-    /// Where it is bound.
+    /// Where it is bound; "" before that.
     pub node: String,
     /// Somebody deleted it.
     pub deleting: bool,
@@ -90,6 +90,7 @@ impl Objects {
                 (201, call.body.clone())
             }
             ("POST", [_, _, _, _, "pods"]) => self.create(call.body.clone()),
+            ("POST", [_, _, _, _, "pods", name, "binding"]) => self.bind(name, &call.body),
             ("PATCH", [_, _, _, _, "pods", name]) => self.patch(name, &call.body),
             ("DELETE", [_, _, _, _, "pods", name]) => self.delete(name, &call.body),
             _ => failure(
@@ -181,6 +182,32 @@ impl Objects {
         (201, pod)
     }
 
+    /// Gives a pod to a node: once, and not while it is being deleted.
+    fn bind(&mut self, name: &str, binding: &Value) -> Answer {
+        let version = self.next_version();
+        let Some(pod) = self.pods.get_mut(name) else {
+            return failure(404, "NotFound", format!("pods {name:?} not found"));
+        };
+        let wanted = &binding["metadata"];
+        let other = |key: &str| !wanted[key].is_null() && wanted[key] != pod["metadata"][key];
+        let deleting = pod["metadata"].get("deletionTimestamp").is_some();
+        if other("uid") || other("resourceVersion") || deleting || is_bound(pod) {
+            return failure(409, "Conflict", "it can't be assigned to a host".to_owned());
+        }
+        pod["spec"]["nodeName"] = binding["target"]["name"].clone();
+        pod["metadata"]["resourceVersion"] = json!(version);
+        (
+            201,
+            json!({ "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success" }),
+        )
+    }
+
+    /// Is this name free?
+    #[must_use]
+    pub fn is_free(&self, name: &str) -> bool {
+        !self.pods.contains_key(name)
+    }
+
     /// A mistake's work: the object of this UID leaves its name and stays.
     pub fn rename(&mut self, name: &str, uid: &str) {
         let ours = self
@@ -239,6 +266,8 @@ impl Objects {
             );
         }
         let grace = options["gracePeriodSeconds"].as_u64().unwrap_or(30);
+        // Nobody has it, so nobody needs time to end it.
+        let grace = if is_bound(pod) { grace } else { 0 };
         let metadata = &mut pod["metadata"];
         let before = metadata["deletionGracePeriodSeconds"].as_u64();
         if before.is_none_or(|before| grace < before) {
@@ -283,6 +312,10 @@ fn merge(into: &mut Value, change: &Value) {
             }
         }
     }
+}
+
+fn is_bound(pod: &Value) -> bool {
+    !text(&pod["spec"]["nodeName"]).is_empty()
 }
 
 fn seen(pod: &Value) -> Seen {

@@ -15,7 +15,7 @@ pub struct Case {
     pub hole: &'static str,
     /// How.
     pub schedule: fn() -> Schedule,
-    /// How its first migration may end.
+    /// How its migrations may end.
     pub ends: &'static [&'static str],
 }
 
@@ -34,7 +34,7 @@ const fn case(
 }
 
 /// All of them.
-pub const CASES: [Case; 23] = [
+pub const CASES: [Case; 26] = [
     case("good-day", "nothing goes wrong", three, &["Succeeded"]),
     case(
         "reboot-ends-the-hold",
@@ -69,7 +69,7 @@ pub const CASES: [Case; 23] = [
     case(
         "worker-forgets",
         "the source's worker loses its journal while it holds the pod",
-        || in_phase(Phase::Holding, 150, Misfortune::Forget(SOURCE.to_owned())),
+        || in_phase(Phase::Holding, 100, Misfortune::Forget(SOURCE.to_owned())),
         &["RolledBack"],
     ),
     case(
@@ -172,6 +172,37 @@ pub const CASES: [Case; 23] = [
         &["RolledBack", "Succeeded"],
     ),
     case(
+        "a-creation-comes-after-its-pod-was-deleted",
+        "a creation that got no answer is carried out when the restored pod's user has deleted it",
+        || {
+            let mut schedule = late_create();
+            let when = When::Phase("m1".to_owned(), Phase::Succeeded, 200);
+            schedule.misfortunes.push((when, delete()));
+            schedule
+        },
+        &["Succeeded"],
+    ),
+    case(
+        "a-creation-comes-in-the-next-moves-gap",
+        "a creation that got no answer is carried out when the next move has freed the name and not taken it yet",
+        || {
+            let mut schedule = late_create();
+            schedule.pods[0].moves = chain().pods[0].moves.clone();
+            schedule
+        },
+        &["Succeeded"],
+    ),
+    case(
+        "a-creation-comes-in-the-rescue",
+        "a creation that got no answer is carried out when the restore has failed and its pod was removed",
+        || {
+            let mut schedule = late_create();
+            schedule.nodes[1].breaks_restores = true;
+            schedule
+        },
+        &["Rescued", "Succeeded"],
+    ),
+    case(
         "store-is-cut-off-in-the-hold",
         "the store refuses everything while the checkpoint is stored",
         || in_phase(Phase::Holding, 60, Misfortune::StoreBad(1_000, 4_000)),
@@ -195,6 +226,10 @@ fn in_phase(phase: Phase, after_ms: u64, what: Misfortune) -> Schedule {
     let when = When::Phase("m1".to_owned(), phase, after_ms);
     schedule.misfortunes.push((when, what));
     schedule
+}
+
+fn late_create() -> Schedule {
+    in_phase(Phase::Restoring, 0, Misfortune::LateCreate)
 }
 
 fn kill(process: &str) -> Misfortune {

@@ -33,6 +33,9 @@ pub struct Proposal {
     pub reply: oneshot::Sender<bool>,
 }
 
+/// Who asks whether a majority says that this peer leads.
+pub type Question = oneshot::Sender<bool>;
+
 /// A peer that lives.
 #[derive(Clone)]
 pub struct PeerDoor {
@@ -125,17 +128,24 @@ impl Doors {
         answer.await.ok()
     }
 
-    /// Somebody proposes a command to whoever leads. False: it is not known to be applied.
+    /// Somebody proposes a command to whoever believes to lead. False: it is not known to be applied.
     pub async fn propose(&self, command: Command) -> bool {
-        let Some((_, door)) = self.leader() else {
-            return false;
-        };
-        let (reply, answer) = oneshot::channel();
-        let proposal = Proposal { command, reply };
-        if door.proposals.send(proposal).await.is_err() {
-            return false;
+        for door in self.leaders() {
+            let (reply, answer) = oneshot::channel();
+            let command = command.clone();
+            let proposal = Proposal { command, reply };
+            let sent = door.proposals.send(proposal).await.is_ok();
+            if sent && answer.await.unwrap_or(false) {
+                return true;
+            }
         }
-        answer.await.unwrap_or(false)
+        false
+    }
+
+    fn leaders(&self) -> Vec<PeerDoor> {
+        let inner = self.lock();
+        let leading = inner.peers.values().filter(|door| *door.leader.borrow());
+        leading.cloned().collect()
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {

@@ -29,6 +29,10 @@ pub struct Faults {
     pub streams_per_mille: u64,
     /// The longest a message on a stream takes, milliseconds.
     pub streams_slow_ms: u64,
+    /// So many of the next creations of pods get no answer and are carried out when their name is free again.
+    pub late_creates: u64,
+    /// Peers whose log stands still: nothing is taken in or written, while everything else of the process goes on.
+    pub stalled: BTreeSet<String>,
     /// Kubelets that were stopped.
     pub kubelets_down: BTreeSet<String>,
     /// Effects (counted twice, before and after) at which the next lives of a process end.
@@ -142,12 +146,16 @@ pub enum Misfortune {
     Isolate(String, u64),
     /// Nothing passes between this peer and the others for a while; everybody else reaches it.
     Depose(String, u64),
+    /// This peer's log stands still for a while: its disk hangs, or is full.
+    Stall(String, u64),
     /// A wall clock jumps by milliseconds.
     Jump(String, i64),
     /// The API server is away for a while.
     ApiDown(u64),
     /// The store refuses this often in a thousand, for a while.
     StoreBad(u64, u64),
+    /// The next creation of a pod gets no answer, and is carried out when the name is free again.
+    LateCreate,
     /// The user deletes the pod.
     DeletePod(String),
     /// The user deletes the nth `PodMigration`.

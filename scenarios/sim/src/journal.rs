@@ -1,10 +1,14 @@
 //! The disk of a worker's journal: what is synced survives the process, what isn't may not. The memory made of the lines
 //! is the production one.
 
+use std::time::Duration;
+
 use tokio::sync::mpsc;
 use worker::journal::{Entry, Memory, Request};
 
 use crate::{life::Life, mistakes::Mistake, sim::Sim};
+
+const WRITTEN_LATE: Duration = Duration::from_secs(2);
 
 /// Lines that are on the disk.
 #[derive(Clone, Debug, Default)]
@@ -42,13 +46,19 @@ pub async fn keep(sim: Sim, life: Life, node: String, mut queue: mpsc::Receiver<
     for entry in lines.0 {
         remember(&mut memory, entry);
     }
-    let mut late: Vec<Entry> = Vec::new();
     while let Some(request) = queue.recv().await {
         match request {
             Request::Append(entries, _, reply) => {
                 if sim.makes(Mistake::JournalAfterTheEffect) {
-                    // Remembered in memory only; the disk has it some effects later.
-                    sync(&sim, &node, std::mem::replace(&mut late, entries.clone()));
+                    // Remembered in memory only; the disk has it when the effect is long done.
+                    let (sim, life, node) = (sim.clone(), life.clone(), node.clone());
+                    let entries = entries.clone();
+                    tokio::spawn(async move {
+                        tokio::time::sleep(WRITTEN_LATE).await;
+                        if !life.is_dead() {
+                            sync(&sim, &node, entries);
+                        }
+                    });
                 } else {
                     life.edge("write the journal").await;
                     sim.rest(0..=3).await;

@@ -152,10 +152,12 @@ async fn start_container(sim: &Sim, node: &str, boot: u32, pod: &Seen, name: &st
         return;
     };
     sim.rest(20..=200).await;
-    let breaks = sim.look(|inner| {
+    let (always, per_mille) = sim.look(|inner| {
         let machine = inner.truth.machine(node);
-        machine.breaks_restores && matches!(content, Content::Checkpoint(_))
+        (machine.breaks_restores, machine.fails_restores_per_mille)
     });
+    let restores = matches!(content, Content::Checkpoint(_));
+    let breaks = restores && (always || sim.hits(per_mille));
     sim.with(|inner| {
         let machine = inner.truth.machine(node);
         if !machine.up || machine.boot != boot {

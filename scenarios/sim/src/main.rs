@@ -84,7 +84,11 @@ fn one(arguments: &Arguments, schedule: Schedule) -> bool {
             .for_each(|known| eprintln!("  {}", known.name));
         return false;
     }
-    let told = stage::play(schedule, known.map(|known| known.mistake), arguments.trace);
+    let told = stage::play(
+        schedule,
+        known.map_or(&[][..], |known| known.mistakes),
+        arguments.trace,
+    );
     let Told {
         violations,
         hash,

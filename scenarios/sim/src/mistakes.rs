@@ -25,13 +25,15 @@ pub enum Mistake {
     ForgottenJournalTrusted,
     WithdrawNotProved,
     GivenUpWithoutABar,
+    MajorityNotAsked,
 }
 
-/// A mistake, its name on the command line and in the table, and within how many seeds it must be caught.
+/// Mistakes that are made together, their name on the command line and in the table, and within how many seeds they must
+/// be caught.
 #[derive(Clone, Copy, Debug)]
 pub struct Known {
     /// Which.
-    pub mistake: Mistake,
+    pub mistakes: &'static [Mistake],
     /// What is done wrong.
     pub name: &'static str,
     /// How it is done wrong.
@@ -40,9 +42,14 @@ pub struct Known {
     pub seeds_max: u64,
 }
 
-const fn known(mistake: Mistake, name: &'static str, how: &'static str, seeds_max: u64) -> Known {
+const fn known(
+    mistakes: &'static [Mistake],
+    name: &'static str,
+    how: &'static str,
+    seeds_max: u64,
+) -> Known {
     Known {
-        mistake,
+        mistakes,
         name,
         how,
         seeds_max,
@@ -52,103 +59,103 @@ const fn known(mistake: Mistake, name: &'static str, how: &'static str, seeds_ma
 /// All of them.
 pub const MISTAKES: [Known; 17] = [
     known(
-        Mistake::CommitBeforeTheManifest,
+        &[Mistake::CommitBeforeTheManifest],
         "commit before the manifest is durable",
         "data path wrapper",
         2_000,
     ),
     known(
-        Mistake::UnknownTakenForFailed,
+        &[Mistake::UnknownTakenForFailed],
         "unknown taken for failed",
         "Perform wrapper",
         2_000,
     ),
     known(
-        Mistake::AbortAllowedLate,
+        &[Mistake::AbortAllowedLate],
         "abort allowed late",
         "command altered on its way",
         2_000,
     ),
     known(
-        Mistake::StaleRevisionAccepted,
+        &[Mistake::StaleRevisionAccepted],
         "stale revision accepted by the worker",
         "journal wrapper",
         20_000,
     ),
     known(
-        Mistake::ReleaseAfterSuccess,
+        &[Mistake::ReleaseAfterSuccess],
         "release after success",
         "Nodes wrapper",
         2_000,
     ),
     known(
-        Mistake::JournalAfterTheEffect,
+        &[Mistake::JournalAfterTheEffect],
         "journal written after the effect",
         "journal wrapper",
         20_000,
     ),
     known(
-        Mistake::OnlyThePause,
+        &[Mistake::OnlyThePause],
         "the hold is only the pause",
         "node wrapper",
         20_000,
     ),
     known(
-        Mistake::OnlyTheFreezer,
+        &[Mistake::OnlyTheFreezer],
         "the hold is only the freezer",
         "node wrapper",
         2_000,
     ),
     known(
-        Mistake::SourceNotDeletedFirst,
+        &[Mistake::SourceNotDeletedFirst],
         "target made before the source's object is gone",
         "Cluster wrapper",
         2_000,
     ),
     known(
-        Mistake::HoldNotConfirmed,
+        &[Mistake::HoldNotConfirmed],
         "hold not confirmed before the commit",
         "Nodes wrapper",
         20_000,
     ),
     known(
-        Mistake::LeaseIgnored,
+        &[Mistake::LeaseIgnored],
         "lease ignored",
         "Nodes wrapper",
         20_000,
     ),
     known(
-        Mistake::FreshTakenForRestored,
+        &[Mistake::FreshTakenForRestored],
         "fresh start taken for restored",
         "data path wrapper",
         2_000,
     ),
     known(
-        Mistake::DeleteWithoutUid,
+        &[Mistake::DeleteWithoutUid],
         "delete without UID",
         "API call altered on its way",
         20_000,
     ),
     known(
-        Mistake::MessagesBeforeFsync,
+        &[Mistake::MessagesBeforeFsync],
         "raft messages sent before the fsync",
         "writer of the simulated disk",
         20_000,
     ),
     known(
-        Mistake::ForgottenJournalTrusted,
+        &[Mistake::ForgottenJournalTrusted],
         "a forgotten journal not refused",
         "the new journal has the old one's id",
         20_000,
     ),
     known(
-        Mistake::WithdrawNotProved,
+        &[Mistake::WithdrawNotProved],
         "withdraw not proved",
         "Nodes wrapper",
         20_000,
     ),
     known(
-        Mistake::GivenUpWithoutABar,
+        &[Mistake::GivenUpWithoutABar],
         "a restore given up without a bar",
         "Nodes wrapper",
         20_000,
@@ -165,7 +172,7 @@ mod tests {
             assert!(
                 MISTAKES[..n]
                     .iter()
-                    .all(|other| other.mistake != known.mistake && other.name != known.name)
+                    .all(|other| other.mistakes != known.mistakes && other.name != known.name)
             );
         }
     }

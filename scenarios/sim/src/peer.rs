@@ -23,13 +23,17 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::{
     api::Call,
-    doors::{Attached, Dialled, Doors, PeerDoor, Proposal},
+    doors::{Attached, Dialled, Doors, PeerDoor, Proposal, Question},
     life::Life,
     mistakes::Mistake,
     raft_log::{Inputs, Platter, RaftLog},
     sim::{Sim, WallClock},
     wrong::{WrongCluster, WrongNodes, WrongWords},
 };
+
+/// A write that was given up is carried out within this, or within the other when it was a creation that waits for its name.
+const LATE_MS_MAX: u64 = 6_000;
+const LATE_CREATE_MS_MAX: u64 = 15_000;
 
 const QUEUED_MAX: usize = 256;
 /// As in production: a worker's clock is measured that often.
@@ -51,8 +55,10 @@ pub struct Peer {
 }
 
 struct Proposer {
+    sim: Sim,
     life: Life,
     proposals: mpsc::Sender<Proposal>,
+    questions: mpsc::Sender<Question>,
     leader: watch::Receiver<bool>,
 }
 
@@ -74,9 +80,16 @@ impl Propose for Proposer {
         self.put(command).await;
     }
 
-    /// By what this peer believes: the worst that a read index could say too late.
     async fn leads(&self) -> bool {
-        *self.leader.borrow()
+        self.life.edge("ask a majority").await;
+        if self.sim.makes(Mistake::MajorityNotAsked) {
+            return *self.leader.borrow();
+        }
+        let (reply, answer) = oneshot::channel();
+        let sent = self.questions.send(reply).await.is_ok();
+        let leads = sent && answer.await.unwrap_or(false);
+        self.life.edge("a majority answered").await;
+        leads
     }
 }
 
@@ -115,6 +128,7 @@ impl Peer {
             limits,
         } = self;
         let (proposals, proposed) = mpsc::channel(QUEUED_MAX);
+        let (questions, questioned) = mpsc::channel(QUEUED_MAX);
         let (inbound, received) = mpsc::unbounded_channel();
         let (dialled, dialling) = mpsc::channel(QUEUED_MAX);
         let (publish_state, state) = watch::channel(Arc::<State>::default());
@@ -140,8 +154,10 @@ impl Peer {
         let clock: Arc<dyn TimeOfDay> = Arc::new(clock);
         let workers = Workers::timed_by(Arc::clone(&clock));
         let proposer = Arc::new(Proposer {
+            sim: sim.clone(),
             life: life.clone(),
             proposals,
+            questions,
             leader: leader.clone(),
         });
         let world = World {
@@ -185,6 +201,7 @@ impl Peer {
         tokio::join!(
             log.run(Inputs {
                 proposals: proposed,
+                questions: questioned,
                 inbound: received,
             }),
             driver.run(),
@@ -348,10 +365,16 @@ async fn carry_out(sim: &Sim, name: &str, mut call: Call) -> Option<(u16, Vec<u8
     if !reaches || sim.hits(per_mille) {
         return None;
     }
-    if call.method != "GET" && sim.hits(late) {
+    let creates = call.method == "POST" && call.path.ends_with("/pods");
+    let worst = creates && sim.look(|inner| takes_one(&mut inner.faults.late_creates));
+    if worst || call.method != "GET" && sim.hits(late) {
         let (sim, name) = (sim.clone(), name.to_owned());
         tokio::spawn(async move {
-            sim.rest(300..=6_000).await;
+            if worst || creates && sim.hits(500) {
+                name_is_free_again(&sim, &call).await;
+            } else {
+                sim.rest(300..=LATE_MS_MAX).await;
+            }
             apply(&sim, &name, &call);
         });
         return None;
@@ -360,6 +383,24 @@ async fn carry_out(sim: &Sim, name: &str, mut call: Call) -> Option<(u16, Vec<u8
     sim.rest(1..=slow_ms.max(2)).await;
     let lost = sim.hits(per_mille) || sim.look(|inner| inner.faults.api_down);
     (!lost).then(|| (status, body.to_string().into_bytes()))
+}
+
+fn takes_one(count: &mut u64) -> bool {
+    let some = *count > 0;
+    *count = count.saturating_sub(1);
+    some
+}
+
+/// The worst moment for a late creation: its repetition was carried out before, and what that made is gone.
+async fn name_is_free_again(sim: &Sim, call: &Call) {
+    let name = call.body["metadata"]["name"].as_str().unwrap_or_default();
+    let until_ms = sim.now_ms() + LATE_CREATE_MS_MAX;
+    for free in [false, true] {
+        let is_so = || sim.look(|inner| inner.truth.objects.is_free(name)) == free;
+        while sim.now_ms() < until_ms && !is_so() {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
 }
 
 fn apply(sim: &Sim, name: &str, call: &Call) -> (u16, Value) {

@@ -18,7 +18,7 @@ use tokio::{
 };
 
 use crate::{
-    doors::{Doors, Proposal},
+    doors::{Doors, Proposal, Question},
     life::Life,
     mistakes::Mistake,
     sim::Sim,
@@ -26,6 +26,8 @@ use crate::{
 
 /// Twice production's: half the work, and elections that leave time for mistakes.
 const TICK: Duration = Duration::from_millis(100);
+
+const STALLED_LOOK: Duration = Duration::from_millis(20);
 
 /// What a peer's disk holds.
 #[derive(Debug, Default)]
@@ -69,6 +71,8 @@ impl Platter {
 pub struct Inputs {
     /// Commands.
     pub proposals: mpsc::Receiver<Proposal>,
+    /// Does a majority say that we lead?
+    pub questions: mpsc::Receiver<Question>,
     /// Other peers.
     pub inbound: mpsc::UnboundedReceiver<Inbound>,
 }
@@ -89,6 +93,13 @@ pub struct RaftLog {
     pub state: watch::Sender<Arc<State>>,
     /// Does it lead?
     pub leader: watch::Sender<bool>,
+}
+
+/// Who waits for an answer; one that is dropped says no.
+#[derive(Default)]
+struct Waiting {
+    proposals: BTreeMap<u64, oneshot::Sender<bool>>,
+    questions: BTreeMap<u64, Question>,
 }
 
 struct Written {
@@ -129,6 +140,7 @@ impl RaftLog {
     pub async fn run(self, inputs: Inputs) {
         let Inputs {
             mut proposals,
+            mut questions,
             mut inbound,
         } = inputs;
         let mut core = self.load();
@@ -141,13 +153,24 @@ impl RaftLog {
             queue,
             writer_says,
         ));
-        let mut waiting: BTreeMap<u64, oneshot::Sender<bool>> = BTreeMap::new();
+        let mut waiting = Waiting::default();
         let mut ticks = tokio::time::interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         self.published(&core);
         loop {
             let output = core.pump().expect("production entries can be applied");
             self.carry_out(&mut core, output, &to_writer, &mut waiting);
+            let stalled = || {
+                !self.life.is_dead()
+                    && self
+                        .sim
+                        .look(|i| i.faults.stalled.contains(self.life.name()))
+            };
+            while stalled() {
+                // As production refuses at once what it can't write.
+                while proposals.try_recv().is_ok() || questions.try_recv().is_ok() {}
+                tokio::time::sleep(STALLED_LOOK).await;
+            }
             tokio::select! {
                 biased;
                 () = self.life.died() => break,
@@ -162,7 +185,12 @@ impl RaftLog {
                 Some(Proposal { command, reply }) = proposals.recv() => {
                     let bytes = command_to_bytes(&command).expect("a command can be written down");
                     if let Ok(number) = core.propose(bytes) {
-                        waiting.insert(number, reply);
+                        waiting.proposals.insert(number, reply);
+                    }
+                }
+                Some(reply) = questions.recv() => {
+                    if let Ok(number) = core.confirm() {
+                        waiting.questions.insert(number, reply);
                     }
                 }
                 Some(inbound) = inbound.recv() => core.receive(inbound),
@@ -177,7 +205,7 @@ impl RaftLog {
         core: &mut Core,
         output: Output,
         to_writer: &mpsc::UnboundedSender<WriteTask>,
-        waiting: &mut BTreeMap<u64, oneshot::Sender<bool>>,
+        waiting: &mut Waiting,
     ) {
         let Output {
             send_now,
@@ -186,8 +214,8 @@ impl RaftLog {
             lost,
             snapshot,
             applied,
-            confirmed: _,
-            unconfirmed: _,
+            confirmed,
+            unconfirmed,
         } = output;
         for message in send_now {
             self.send(Inbound::Message(Box::new(message)));
@@ -215,12 +243,20 @@ impl RaftLog {
         }
         self.published(core);
         for answer in answers {
-            if let Some(reply) = waiting.remove(&answer.proposal) {
+            if let Some(reply) = waiting.proposals.remove(&answer.proposal) {
                 let _ = reply.send(answer.result.is_ok());
             }
         }
         for proposal in lost {
-            waiting.remove(&proposal);
+            waiting.proposals.remove(&proposal);
+        }
+        for question in confirmed {
+            if let Some(reply) = waiting.questions.remove(&question) {
+                let _ = reply.send(true);
+            }
+        }
+        for question in unconfirmed {
+            waiting.questions.remove(&question);
         }
     }
 

@@ -40,7 +40,7 @@ pub fn many(from: u64, to: u64, news: impl Fn(u64, &str) + Sync) -> Sum {
             if seed >= to {
                 return;
             }
-            let told = stage::play(Schedule::drawn(seed), None, false);
+            let told = stage::play(Schedule::drawn(seed), &[], false);
             let mut sum = sum.lock().unwrap_or_else(PoisonError::into_inner);
             sum.take(seed, told, &news);
         }
@@ -82,11 +82,11 @@ pub fn caught(known: &Known) -> Option<(u64, String)> {
             if is_found || seed >= known.seeds_max {
                 return;
             }
-            let told = stage::play(Schedule::drawn(seed), Some(known.mistake), false);
+            let told = stage::play(Schedule::drawn(seed), known.mistakes, false);
             let first = told.violations.into_iter().next();
             // What is wrong without the mistake does not catch it.
             let sound = || {
-                stage::play(Schedule::drawn(seed), None, false)
+                stage::play(Schedule::drawn(seed), &[], false)
                     .violations
                     .is_empty()
             };

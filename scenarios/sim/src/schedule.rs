@@ -13,6 +13,17 @@ use crate::{
 /// Faults stop at the latest then; a schedule is some seconds, because what costs is time going by.
 const TROUBLE_MS_MAX: u64 = 9_000;
 
+/// Phases whose steps may be under way for long.
+const STEPS: [Phase; 7] = [
+    Phase::Holding,
+    Phase::Holding,
+    Phase::Delivering,
+    Phase::Restoring,
+    Phase::Rescuing,
+    Phase::Retiring,
+    Phase::Releasing,
+];
+
 /// A pod at the beginning.
 #[derive(Clone, Debug)]
 pub struct PodSketch {
@@ -48,6 +59,8 @@ pub struct NodeSketch {
     pub starts_afresh: bool,
     /// Restores fail on it.
     pub breaks_restores: bool,
+    /// So often in a thousand a restore fails on it.
+    pub fails_restores_per_mille: u64,
     /// Its wall clock is off by so much.
     pub clock_ms: i64,
 }
@@ -84,6 +97,7 @@ impl Schedule {
             dies_frozen: true,
             starts_afresh: false,
             breaks_restores: false,
+            fails_restores_per_mille: 0,
             clock_ms: 0,
         });
         let mut faults = Faults::default();
@@ -138,7 +152,117 @@ impl Schedule {
             let what = misfortune(dice, &schedule);
             schedule.misfortunes.push((when, what));
         }
+        schedule.plot(&mut Dice::new(seed, 3));
         schedule
+    }
+
+    /// Single misfortunes seldom meet. In one of four schedules some of them conspire against one guard, on the first pod's
+    /// first move.
+    fn plot(&mut self, dice: &mut Dice) {
+        match dice.of(0..=19) {
+            0 => self.old_words(dice),
+            1 => self.stalled_leader(dice),
+            2 => self.hold_ends_in_the_delivery(dice),
+            3 => self.hold_ends_at_the_commit(dice),
+            4 => self.moody_restores(dice),
+            _ => {}
+        }
+    }
+
+    fn at(&mut self, phase: Phase, after_ms: u64, what: Misfortune) {
+        let when = When::Phase("m1".to_owned(), phase, after_ms);
+        self.misfortunes.push((when, what));
+    }
+
+    /// A leader's step is on its way for seconds; meanwhile another one leads, the user changes their mind, the worker
+    /// dies.
+    fn old_words(&mut self, dice: &mut Dice) {
+        let phase = *dice.one(&STEPS);
+        let node = self.some_node(dice);
+        let cut = Misfortune::Cut("leader".to_owned(), node.clone(), dice.of(1_500..=4_500));
+        self.at(phase, dice.of(0..=60), cut);
+        let gone = if dice.hits(500) {
+            Misfortune::Kill("leader".to_owned())
+        } else {
+            Misfortune::Depose("leader".to_owned(), 4_000)
+        };
+        self.at(phase, dice.of(60..=400), gone);
+        self.second_thoughts(dice, phase, &node);
+    }
+
+    /// A leader's log stands still and its driver goes on, while another one leads.
+    fn stalled_leader(&mut self, dice: &mut Dice) {
+        let phase = *dice.one(&STEPS);
+        let node = self.some_node(dice);
+        let stall = Misfortune::Stall("leader".to_owned(), dice.of(2_500..=6_000));
+        self.at(phase, dice.of(0..=200), stall);
+        self.second_thoughts(dice, phase, &node);
+    }
+
+    fn second_thoughts(&mut self, dice: &mut Dice, phase: Phase, node: &str) {
+        if dice.hits(700) {
+            self.at(phase, dice.of(300..=3_000), Misfortune::DeleteMigration(1));
+        }
+        if dice.hits(600) {
+            let loss = if dice.hits(500) {
+                Misfortune::Kill(format!("worker-{node}"))
+            } else {
+                Misfortune::Forget(node.to_owned())
+            };
+            let phase = if dice.hits(500) {
+                phase
+            } else {
+                Phase::Releasing
+            };
+            self.at(phase, dice.of(0..=2_500), loss);
+        }
+        self.calm_at_ms = self.calm_at_ms.max(9_000);
+    }
+
+    /// The source's node reboots, and is back before the checkpoint is delivered.
+    fn hold_ends_in_the_delivery(&mut self, dice: &mut Dice) {
+        let source = self.pods[0].node.clone();
+        self.at(
+            Phase::Delivering,
+            dice.of(0..=40),
+            Misfortune::Reboot(source.clone()),
+        );
+        let nodes: Vec<String> = self.nodes.iter().map(|n| n.name.clone()).collect();
+        for other in nodes.into_iter().filter(|node| *node != source) {
+            let for_ms = dice.of(8_000..=13_000);
+            self.at(Phase::Delivering, 0, Misfortune::Isolate(other, for_ms));
+        }
+        self.calm_at_ms = 18_000;
+    }
+
+    /// The source's node reboots once its hold was confirmed, and is back before the leader reaches the API server again.
+    fn hold_ends_at_the_commit(&mut self, dice: &mut Dice) {
+        let source = self.pods[0].node.clone();
+        let after_ms = dice.of(0..=150);
+        let for_ms = dice.of(7_000..=11_000);
+        let cut = Misfortune::Cut("leader".to_owned(), "api".to_owned(), for_ms);
+        self.at(Phase::Restoring, after_ms, cut);
+        let later_ms = after_ms + dice.of(0..=100);
+        self.at(Phase::Restoring, later_ms, Misfortune::Reboot(source));
+        self.calm_at_ms = 18_000;
+    }
+
+    /// Restores fail and come up at the next try.
+    fn moody_restores(&mut self, dice: &mut Dice) {
+        let per_mille = dice.of(300..=700);
+        for node in &mut self.nodes {
+            node.fails_restores_per_mille = per_mille;
+        }
+        if dice.hits(300) {
+            let node = self.some_node(dice);
+            let kill = Misfortune::Kill(format!("worker-{node}"));
+            self.at(Phase::Restoring, dice.of(200..=2_500), kill);
+        }
+    }
+
+    fn some_node(&self, dice: &mut Dice) -> String {
+        let nodes: Vec<String> = self.nodes.iter().map(|n| n.name.clone()).collect();
+        dice.one(&nodes).clone()
     }
 
     fn rates(&mut self, dice: &mut Dice) {
@@ -185,6 +309,7 @@ fn node(dice: &mut Dice, n: u64) -> NodeSketch {
         dies_frozen: dice.hits(500),
         starts_afresh: dice.hits(30),
         breaks_restores: dice.hits(60),
+        fails_restores_per_mille: 0,
         clock_ms: sign * i64::from(*dice.one(&[0, 0, 3, 40, 900, 300_000])),
     }
 }

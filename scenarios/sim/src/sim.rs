@@ -60,7 +60,7 @@ struct Shared {
     inner: Mutex<Inner>,
     ledger: Mutex<Ledger>,
     start: Instant,
-    mistake: Option<Mistake>,
+    mistakes: &'static [Mistake],
 }
 
 /// A schedule's world; clones are the same one.
@@ -70,12 +70,12 @@ pub struct Sim(Arc<Shared>);
 impl Sim {
     /// To be made inside the runtime whose clock is paused.
     #[must_use]
-    pub fn new(inner: Inner, mistake: Option<Mistake>) -> Self {
+    pub fn new(inner: Inner, mistakes: &'static [Mistake]) -> Self {
         Self(Arc::new(Shared {
             inner: Mutex::new(inner),
             ledger: Mutex::default(),
             start: Instant::now(),
-            mistake,
+            mistakes,
         }))
     }
 
@@ -88,7 +88,7 @@ impl Sim {
     /// Is this mistake being made?
     #[must_use]
     pub fn makes(&self, mistake: Mistake) -> bool {
-        self.0.mistake == Some(mistake)
+        self.0.mistakes.contains(&mistake)
     }
 
     /// Looks at, or changes, what is shared; what was changed is checked afterwards.

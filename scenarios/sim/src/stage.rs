@@ -57,13 +57,13 @@ pub struct Told {
 /// # Panics
 /// When there can be no runtime.
 #[must_use]
-pub fn play(schedule: Schedule, mistake: Option<Mistake>, keep_lines: bool) -> Told {
+pub fn play(schedule: Schedule, mistakes: &'static [Mistake], keep_lines: bool) -> Told {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .start_paused(true)
         .build()
         .expect("a runtime without IO can be made");
-    runtime.block_on(Stage::play(schedule, mistake, keep_lines))
+    runtime.block_on(Stage::play(schedule, mistakes, keep_lines))
 }
 
 struct Stage {
@@ -77,8 +77,8 @@ struct Stage {
 }
 
 impl Stage {
-    async fn play(schedule: Schedule, mistake: Option<Mistake>, keep_lines: bool) -> Told {
-        let sim = Sim::new(world(&schedule, keep_lines), mistake);
+    async fn play(schedule: Schedule, mistakes: &'static [Mistake], keep_lines: bool) -> Told {
+        let sim = Sim::new(world(&schedule, keep_lines), mistakes);
         let stage = Arc::new(Self {
             sim: sim.clone(),
             doors: Doors::new(schedule.peers),
@@ -139,6 +139,7 @@ impl Stage {
             for machine in inner.truth.machines.values_mut() {
                 machine.starts_afresh = false;
                 machine.breaks_restores = false;
+                machine.fails_restores_per_mille = 0;
             }
         });
     }
@@ -317,7 +318,14 @@ impl Stage {
                 self.a_while(ms).await;
                 sim.look(|inner| inner.faults.kubelets_down.remove(&node));
             }
+            Misfortune::Stall(peer, ms) => {
+                let peer = self.named(peer);
+                sim.look(|inner| inner.faults.stalled.insert(peer.clone()));
+                self.a_while(ms).await;
+                sim.look(|inner| inner.faults.stalled.remove(&peer));
+            }
             Misfortune::Cut(one, other, ms) => {
+                let one = self.named(one);
                 sim.look(|inner| inner.network.cut(&one, &other));
                 self.a_while(ms).await;
                 sim.look(|inner| inner.network.heal(&one));
@@ -344,6 +352,7 @@ impl Stage {
                 self.a_while(ms).await;
                 sim.look(|inner| inner.faults.store_per_mille = 0);
             }
+            Misfortune::LateCreate => sim.look(|inner| inner.faults.late_creates += 1),
             Misfortune::DeletePod(name) => {
                 let counts = sim.with(|inner| inner.truth.objects.user_deletes(&name));
                 sim.event("user", format_args!("deletes {name}: {counts}"));
@@ -433,6 +442,7 @@ fn world(schedule: &Schedule, keep_lines: bool) -> Inner {
             dies_frozen: node.dies_frozen,
             starts_afresh: node.starts_afresh,
             breaks_restores: node.breaks_restores,
+            fails_restores_per_mille: node.fails_restores_per_mille,
             ..Machine::default()
         };
         truth.machines.insert(node.name.clone(), machine);

@@ -129,6 +129,8 @@ pub struct Machine {
     pub starts_afresh: bool,
     /// Restores fail on it.
     pub breaks_restores: bool,
+    /// Restores fail on it so often in a thousand.
+    pub fails_restores_per_mille: u64,
     /// Its worker lives and answers for images.
     pub registry_up: bool,
     /// Pods by UID.

@@ -239,6 +239,15 @@ impl Cluster for WrongCluster {
         self.cluster.other_nodes(plan).await
     }
 
+    async fn remove_unbound(
+        &self,
+        plan: &Plan,
+        uid: &PodUid,
+        id: &MigrationId,
+    ) -> Result<(), ClusterError> {
+        self.cluster.remove_unbound(plan, uid, id).await
+    }
+
     async fn prepull(
         &self,
         plan: &Plan,

@@ -63,10 +63,23 @@ async fn delete(api: &FakeApi) -> Result<SourceDeleted, CallError> {
 }
 
 fn target() -> Pod {
+    target_of("m1", "node2")
+}
+
+fn target_of(migration: &str, node: &str) -> Pod {
     let target = json!({ "metadata": { "name": "kuard", "namespace": "default",
-            "annotations": { MIGRATION_ANNOTATION: "m1" } },
-        "spec": { "containers": [], "nodeName": "node2" } });
+            "annotations": { MIGRATION_ANNOTATION: migration, HELD_ANNOTATION: migration, NODE_ANNOTATION: node },
+            "finalizers": [HOLD_FINALIZER] },
+        "spec": { "containers": [] } });
     serde_json::from_value(target).unwrap()
+}
+
+/// As a creation does that is carried out when nobody waits for it any more.
+fn made_late(api: &FakeApi, migration: &str) -> PodUid {
+    let mut late = serde_json::to_value(target_of(migration, "node2")).unwrap();
+    late["metadata"]["uid"] = json!("late");
+    api.with(|o| o.put(late));
+    "late".into()
 }
 
 #[tokio::test]
@@ -314,17 +327,94 @@ async fn another_migrations_hold_is_left_alone() {
 }
 
 #[tokio::test]
-async fn the_target_is_made_once() {
+async fn the_target_is_made_and_bound_once() {
+    for (lost, what) in [(0, "made"), (1, "bound")] {
+        let api = FakeApi::default();
+        let pods = Pods::new(api.client());
+        api.lose_answer(lost);
+        let first = pods.create_target(&place(), &target()).await;
+        assert!(first.is_err(), "{what}, but we were not told");
+        let made = pods.create_target(&place(), &target()).await.unwrap();
+        assert_eq!(pods.create_target(&place(), &target()).await.unwrap(), made);
+        let there = kuard(&api).unwrap();
+        assert_eq!(there["metadata"]["uid"], json!(made.0));
+        assert_eq!(there["spec"]["nodeName"], json!("node2"));
+        let binds = api.with(|o| o.calls.iter().filter(|c| c.starts_with("BIND")).count());
+        assert_eq!(binds, 1, "{what}");
+    }
+}
+
+#[tokio::test]
+async fn what_was_given_up_between_a_look_and_the_binding_is_not_bound() {
     let api = FakeApi::default();
     let pods = Pods::new(api.client());
-    api.lose_answer(0);
+    api.before_call(1, |objects| {
+        let mut object = objects.by_name["kuard"].clone();
+        object["metadata"]["annotations"][COMMITTED_ANNOTATION] = json!("m1");
+        objects.put(object);
+    });
+    let error = pods.create_target(&place(), &target()).await.unwrap_err();
+    assert!(matches!(
+        error,
+        CreateError::Call(CallError::Unknown { .. })
+    ));
+    assert_eq!(kuard(&api).unwrap()["spec"]["nodeName"], Value::Null);
+    let error = pods.create_target(&place(), &target()).await.unwrap_err();
+    assert!(matches!(error, CreateError::Taken { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn a_late_target_of_an_earlier_migration_makes_room() {
+    let api = FakeApi::default();
+    made_late(&api, "m0");
+    let pods = Pods::new(api.client());
+    let error = pods.create_target(&place(), &target()).await.unwrap_err();
     assert!(
-        pods.create_target(&place(), &target()).await.is_err(),
-        "made, but we were not told"
+        matches!(&error, CreateError::Call(error) if error.code() == Some(409)),
+        "it is tried again: {error}"
     );
-    let made = pods.create_target(&place(), &target()).await.unwrap();
-    assert_eq!(pods.create_target(&place(), &target()).await.unwrap(), made);
-    assert_eq!(kuard(&api).unwrap()["metadata"]["uid"], json!(made.0));
+    assert_eq!(kuard(&api), None);
+    pods.create_target(&place(), &target()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_pod_that_is_bound_or_not_held_for_it_is_never_removed_as_a_late_one() {
+    let bound = |object: &mut Value| object["spec"]["nodeName"] = json!("node2");
+    let copied = |object: &mut Value| {
+        object["metadata"]["annotations"] = json!({ MIGRATION_ANNOTATION: "m0" });
+        object["metadata"]["finalizers"] = json!([]);
+    };
+    let other = |object: &mut Value| object["metadata"]["uid"] = json!("uid-9");
+    let changes: [&dyn Fn(&mut Value); 3] = [&bound, &copied, &other];
+    for change in changes {
+        let api = FakeApi::default();
+        let uid = made_late(&api, "m0");
+        api.with(|o| change(o.by_name.get_mut("kuard").unwrap()));
+        let before = kuard(&api);
+        let pods = Pods::new(api.client());
+        // What it answers doesn't matter here.
+        let _ = pods.remove_unbound(&place(), &uid, &"m0".into()).await;
+        assert_eq!(kuard(&api), before);
+    }
+}
+
+#[tokio::test]
+async fn a_late_target_is_removed_whatever_answer_is_lost_and_never_looks_deleted_by_its_user() {
+    for lost in 0..7 {
+        let api = FakeApi::default();
+        let uid = made_late(&api, "m0");
+        api.lose_answer(lost);
+        let pods = Pods::new(api.client());
+        for _ in 0..2 {
+            let removed = pods.remove_unbound(&place(), &uid, &"m0".into()).await;
+            if let Some(there) = kuard(&api) {
+                assert!(removed.is_err(), "lost answer {lost}");
+                let status = target_status(&serde_json::from_value(there).unwrap());
+                assert!(!status.deleting || status.given_up_by.is_some());
+            }
+        }
+        assert_eq!(kuard(&api), None, "lost answer {lost}");
+    }
 }
 
 #[tokio::test]
@@ -334,8 +424,7 @@ async fn a_held_source_never_passes_for_its_target() {
     let pods = Pods::new(api.client());
     // A rescue makes its pod on the source's own node.
     for node in ["node2", "node1"] {
-        let mut target = target();
-        target.spec.as_mut().unwrap().node_name = Some(node.into());
+        let target = target_of("m1", node);
         let error = pods.create_target(&place(), &target).await.unwrap_err();
         assert_eq!(
             error.to_string(),
@@ -371,8 +460,7 @@ async fn a_target_elsewhere_or_deleted_is_not_this_one() {
     let api = FakeApi::default();
     let pods = Pods::new(api.client());
     pods.create_target(&place(), &target()).await.unwrap();
-    let mut rescue = target();
-    rescue.spec.as_mut().unwrap().node_name = Some("node1".into());
+    let rescue = target_of("m1", "node1");
     assert!(matches!(
         pods.create_target(&place(), &rescue).await,
         Err(CreateError::Taken { .. })

@@ -233,9 +233,13 @@ fn the_images_stand_in_and_the_originals_are_remembered() {
         json!("localhost:7/proxy:9")
     );
     assert_eq!(
-        pod["spec"]["nodeName"],
-        json!("node1"),
-        "a rescue names its own node"
+        (
+            &pod["spec"]["nodeName"],
+            &pod["spec"]["schedulerName"],
+            &pod["metadata"]["annotations"]["longshore.dev/node"]
+        ),
+        (&Value::Null, &json!("longshore"), &json!("node1")),
+        "a rescue names its own node, and only binding it makes it that"
     );
 }
 

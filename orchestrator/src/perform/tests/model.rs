@@ -71,6 +71,10 @@ struct Inner {
     durable: bool,
     restored: Option<(String, u64)>,
     restored_runs: bool,
+    /// A kubelet may start it.
+    bound: bool,
+    /// After this effect a creation for the target's node is carried out that nobody waits for any more.
+    made_late_after: Option<&'static str>,
     /// Marked and deleted; its object stays until the proof.
     given_up: bool,
     withdrawn: bool,
@@ -127,6 +131,8 @@ impl Model {
             durable: false,
             restored: None,
             restored_runs: false,
+            bound: false,
+            made_late_after: None,
             given_up: false,
             withdrawn: false,
             made: 0,
@@ -201,6 +207,19 @@ impl Model {
 
     pub fn user_deletes_restored_after(&self, effect: &'static str) {
         self.lock().delete_restored_after = Some(effect);
+    }
+
+    pub fn made_late_after(&self, effect: &'static str) {
+        self.lock().made_late_after = Some(effect);
+    }
+
+    /// The restored pod is gone by its user's will, and another one of the same migration is made late.
+    pub fn replaced_late(&self, bound: bool) {
+        let mut inner = self.lock();
+        inner.user_deleted = true;
+        inner.restored_runs = bound;
+        inner.make("node2");
+        inner.bound = bound;
     }
 
     pub fn end_source_after(&self, effect: &'static str) {
@@ -317,6 +336,13 @@ impl Model {
 }
 
 impl Inner {
+    fn make(&mut self, node: &str) {
+        self.made += 1;
+        self.withdrawn = false;
+        self.bound = false;
+        self.restored = Some((node.to_owned(), self.made));
+    }
+
     fn after(&mut self, name: &'static str) {
         if self.thaw_after == Some(name) {
             self.thaw_after = None;
@@ -338,6 +364,10 @@ impl Inner {
         }
         if let Some((_, node)) = self.cut_after.take_if(|(effect, _)| *effect == name) {
             self.cut = Some(node);
+        }
+        if self.made_late_after == Some(name) && self.object.is_none() && self.restored.is_none() {
+            self.made_late_after = None;
+            self.make("node2");
         }
         let effect = self.effects;
         self.history.push(format!(
@@ -443,12 +473,10 @@ impl Cluster for Model {
                     .push("a pod was made while the source's name was taken".to_owned());
             }
             if inner.restored.is_none() {
-                inner.made += 1;
-                inner.taken_up_from = Instant::now() + inner.kubelets_away;
-                inner.withdrawn = false;
-                let breaks = inner.broken_node.as_deref() == Some(&node.0);
-                inner.restored_runs = !breaks;
-                inner.restored = Some((node.0.clone(), inner.made));
+                inner.make(&node.0);
+            }
+            if inner.restored.as_ref().is_none_or(|(at, _)| *at != node.0) {
+                return Err(unclear("create: the name is taken"));
             }
             Ok(PodUid(format!("restored-{}", inner.made)))
         };
@@ -458,9 +486,26 @@ impl Cluster for Model {
                 reason: "quota".to_owned(),
             })
         };
-        self.effect("create", change, refused)
-            .await
-            .map_err(|()| unclear("create"))?
+        let created = self.effect("create", change, refused).await;
+        let uid = created.map_err(|()| unclear("create"))??;
+        let bind = |inner: &mut Inner| {
+            let there = inner.restored.as_ref().map(|(at, _)| at.clone());
+            let Some(at) = there.filter(|_| !inner.restored_deleted && !inner.given_up) else {
+                return Err(unclear("bind"));
+            };
+            if at != node.0 {
+                let what = "a pod was bound to another node than it was made for";
+                inner.violations.push(what.to_owned());
+            }
+            if !inner.bound {
+                inner.bound = true;
+                inner.taken_up_from = Instant::now() + inner.kubelets_away;
+                inner.restored_runs = inner.broken_node.as_deref() != Some(&node.0);
+            }
+            Ok(())
+        };
+        let bound = self.effect("bind", bind, || Err(unclear("bind"))).await;
+        bound.map_err(|()| unclear("bind"))?.map(|()| uid)
     }
 
     async fn restored(
@@ -472,6 +517,7 @@ impl Cluster for Model {
         Ok(inner.restored.as_ref().map(|(node, made)| RestoredObject {
             uid: PodUid(format!("restored-{made}")),
             node: NodeName(node.clone()),
+            bound: inner.bound,
             given_up: inner.given_up,
             deleting: inner.restored_deleted,
             taken_up: Instant::now() >= inner.taken_up_from,
@@ -543,6 +589,23 @@ impl Cluster for Model {
         self.effect("delete restored", change, || Err(unclear("delete")))
             .await
             .map_err(|()| unclear("delete"))?
+    }
+
+    async fn remove_unbound(
+        &self,
+        _plan: &Plan,
+        _uid: &PodUid,
+        _id: &MigrationId,
+    ) -> Result<(), ClusterError> {
+        let change = |inner: &mut Inner| {
+            if inner.bound {
+                return Err(unclear("remove a pod that is bound"));
+            }
+            inner.restored = None;
+            Ok(())
+        };
+        let removed = self.effect("remove unbound", change, || Err(unclear("remove")));
+        removed.await.map_err(|()| unclear("remove"))?
     }
 
     async fn prepull(

@@ -102,11 +102,12 @@ fn theirs(pod: &Value, part: &str) -> Value {
         .collect()
 }
 
-/// The spec without what must differ: the node, the image that restores and how it is pulled, and the name of the
-/// volume that admission makes anew for every pod.
+/// The spec without what must differ: the node and who bound the pod to it, the image that restores and how it is pulled,
+/// and the name of the volume that admission makes anew for every pod.
 fn comparable(pod: &Value) -> Value {
     let mut spec = pod["spec"].clone();
     spec["nodeName"] = Value::Null;
+    spec["schedulerName"] = Value::Null;
     for container in spec["containers"].as_array_mut().into_iter().flatten() {
         container["image"] = Value::Null;
         container["imagePullPolicy"] = Value::Null;
