@@ -18,6 +18,8 @@ pub struct Objects {
     versions: u64,
     uids: u64,
     by_user: BTreeMap<String, String>,
+    /// Names by UID.
+    taken_for_ours: BTreeMap<String, String>,
 }
 
 /// What a kubelet reads of a pod.
@@ -110,11 +112,28 @@ impl Objects {
         let deleting = pod["metadata"].get("deletionTimestamp").is_some();
         let uid = text(&pod["metadata"]["uid"]).to_owned();
         self.delete(name, &json!({ "gracePeriodSeconds": 30 }));
+        if marked && !deleting {
+            self.taken_for_ours.insert(uid.clone(), name.to_owned());
+        }
         if marked || deleting {
             return false;
         }
         self.by_user.insert(name.to_owned(), uid);
         true
+    }
+
+    /// The user has deleted the pod of this UID when it bore our mark: nobody can tell that from our own deletion. It was
+    /// their will all the same that it ends.
+    #[must_use]
+    pub fn ended_by_user(&self, uid: &str) -> bool {
+        self.taken_for_ours.contains_key(uid)
+    }
+
+    /// Such a pod's object went, and no migration made another: it was its user's deletion after all.
+    #[must_use]
+    pub fn is_gone_by_user(&self, name: &str) -> bool {
+        let theirs = self.taken_for_ours.values().any(|of| of == name);
+        self.deleted_by_user(name) || (theirs && !self.pods.contains_key(name))
     }
 
     /// The user has deleted this pod.

@@ -192,7 +192,7 @@ impl Stage {
                 }
             } else if self.sim.look(|inner| {
                 let objects = &inner.truth.objects;
-                objects.deleted_by_user(&pod.name)
+                objects.is_gone_by_user(&pod.name)
             }) {
                 return false;
             }

@@ -382,8 +382,8 @@ impl Truth {
         cause: Cause,
     ) -> Option<Violation> {
         let machine = self.machine(node);
-        let (uid, _) = machine.container(id)?;
-        let local = machine.pods.get(uid)?;
+        let uid = machine.container(id)?.0.to_owned();
+        let local = machine.pods.get(&uid)?;
         // A pod that was never ready has answered nobody: one whose other container can't be restored, one that a
         // kubelet brought up once more when its object was gone.
         let cause = if local.whole { cause } else { Cause::Accident };
@@ -399,6 +399,9 @@ impl Truth {
         let name = container.name.clone();
         let memory = container.memory?;
         if container.stray {
+            return None;
+        }
+        if cause == Cause::Ended && self.objects.ended_by_user(&uid) {
             return None;
         }
         self.was_that_the_last(now_ms, node, &pod, &name, memory, cause)

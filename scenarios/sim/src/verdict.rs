@@ -157,7 +157,7 @@ fn pods(inner: &Inner, state: &orchestrator_core::state::State, wrong: &mut Vec<
             })
             .collect();
         let object = inner.truth.objects.pod(&pod);
-        if inner.truth.objects.deleted_by_user(&pod) {
+        if inner.truth.objects.is_gone_by_user(&pod) {
             if !copies.is_empty() || object.is_some() {
                 wrong.push(format!(
                     "{pod}/{container} was deleted by its user and is still there"

@@ -212,6 +212,7 @@ impl Store for S3 {
             .send();
         while let Some(page) = pages.next().await {
             let page = page.map_err(|error| self.error("list", prefix, fault(&error)))?;
+            let before = listed.len();
             listed.extend(page.contents().iter().filter_map(|object| {
                 let time = object.last_modified().map(|time| time.secs());
                 Some(Stored {
@@ -223,6 +224,10 @@ impl Store for S3 {
                     unix_s: time.and_then(|secs| secs.try_into().ok()).unwrap_or(0),
                 })
             }));
+            let named = listed.len() - before;
+            miscounted(page.key_count(), named).map_or(Ok(()), |detail| {
+                Err(self.error("list", prefix, Fault::Untrue { detail }))
+            })?;
         }
         Ok(listed)
     }
@@ -287,4 +292,25 @@ fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
         cause = next;
     }
     cause.to_string()
+}
+
+/// A list that was altered on its way may have lost an object and still be one: what is not named would never be removed.
+/// Servers say how many they name; one that doesn't is believed.
+fn miscounted(says: Option<i32>, names: usize) -> Option<String> {
+    let says = says?;
+    (usize::try_from(says) != Ok(names))
+        .then(|| format!("it counts {says} objects and names {names}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_that_names_fewer_objects_than_it_counts_is_not_believed() {
+        assert_eq!(miscounted(Some(2), 2), None);
+        assert_eq!(miscounted(None, 0), None, "it does not say");
+        assert!(miscounted(Some(1), 0).is_some());
+        assert!(miscounted(Some(-1), 0).is_some());
+    }
 }

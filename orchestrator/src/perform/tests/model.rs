@@ -186,11 +186,12 @@ impl Model {
         self.lock().fresh_node = Some(node.to_owned());
     }
 
-    /// `Failed` at Restoring is a proof: a rescue may only begin when nothing of the target is left.
+    /// `Failed` at Restoring is a proof: a rescue may only begin when nothing of the target is left that can run. One
+    /// that is bound to no node can't.
     pub fn must_have_nothing_restored_on(&self, node: &str) {
         let mut inner = self.lock();
         let there = inner.restored.as_ref().is_some_and(|(at, _)| at == node);
-        if there || (inner.restored_runs && inner.restored.is_none()) {
+        if (there && inner.bound) || (inner.restored_runs && inner.restored.is_none()) {
             inner.violations.push(format!(
                 "a rescue began while a restored pod was left on {node}"
             ));
