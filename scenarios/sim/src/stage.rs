@@ -204,7 +204,8 @@ impl Stage {
     fn plan(&self, pod: &PodSketch, wish: &Move) -> Option<Plan> {
         self.sim.look(|inner| {
             let object = inner.truth.objects.pod(&pod.name)?;
-            if object.deleting {
+            // One that was just made is bound to no node yet.
+            if object.deleting || object.node.is_empty() {
                 return None;
             }
             let others: Vec<&String> = self.nodes.iter().filter(|n| **n != object.node).collect();
