@@ -224,9 +224,12 @@ pub fn all_well(stage: &Stage) -> Result<()> {
         let pods = pods["items"].as_array().cloned().unwrap_or_default();
         let nodes = stage.cluster.json(&["get", "migrationnodes"])?;
         let nodes = nodes["items"].as_array().cloned().unwrap_or_default();
+        let kubelets = stage.cluster.json(&["get", "nodes"])?;
+        let kubelets = kubelets["items"].as_array().cloned().unwrap_or_default();
         let wanted = usize::from(stage.lab.site.nodes);
         let well = pods.len() == wanted + usize::from(PEER_COUNT)
             && pods.iter().all(is_ready)
+            && kubelets.iter().all(is_ready)
             && nodes.len() == wanted
             && nodes.iter().all(|node| {
                 let spec = &node["spec"];

@@ -72,7 +72,7 @@ pub fn remove(folder: &Path) -> io::Result<()> {
 
 impl Layer {
     /// Writes the plan of a layer and what is ours in it. The archive's own bytes are in the file [`new_path`], and in
-    /// files of its bases, which get another name here: they must be on the same file system.
+    /// files of its bases, which get another name here.
     pub fn write(folder: &Path, archive: &Kept, parts: Vec<Part>) -> io::Result<Self> {
         let numbers = file_numbers(folder, archive)?;
         let mut edits = File::create(folder.join(EDITS))?;
@@ -175,7 +175,7 @@ fn file_numbers(folder: &Path, archive: &Kept) -> io::Result<Vec<(u8, Arc<dyn Re
             0 => IN_NEW,
             later if later <= BASES_MAX => {
                 let number = IN_FIRST_BASE + later - 1;
-                fs::hard_link(&file.path, folder.join(base_name(number)))?;
+                name_again(&file.path, &folder.join(base_name(number)))?;
                 number
             }
             _ => return Err(io::Error::other("an archive with too many bases")),
@@ -183,6 +183,16 @@ fn file_numbers(folder: &Path, archive: &Kept) -> io::Result<Vec<(u8, Arc<dyn Re
         numbers.push((number, Arc::clone(&file.source)));
     }
     Ok(numbers)
+}
+
+/// Another name for a file; where layers are on a file system of their own, another file.
+fn name_again(file: &Path, name: &Path) -> io::Result<()> {
+    match fs::hard_link(file, name) {
+        Err(error) if error.kind() == io::ErrorKind::CrossesDevices => {
+            fs::copy(file, name).map(drop)
+        }
+        linked => linked,
+    }
 }
 
 fn number_of(numbers: &[(u8, Arc<dyn ReadAt>)], source: &Arc<dyn ReadAt>) -> io::Result<u8> {
