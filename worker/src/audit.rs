@@ -16,6 +16,7 @@ use futures::{StreamExt, stream};
 use proto::worker::{StoreChecked, StoreListing, StoredMigration};
 
 use crate::{
+    data::DataError,
     gather::{Archive, open_manifest},
     store::{Fault, Store, StoreError, Stored, remove::remove_below},
     trust::Trust,
@@ -108,7 +109,7 @@ async fn manifest(
     let hash = blake3::hash(&bytes).to_hex();
     let checkpoint = match open_manifest(key, &bytes, hash.as_str(), trust) {
         Ok(checkpoint) => checkpoint,
-        Err(error) => return Ok(Err(chain(&error))),
+        Err(error) => return Ok(Err(DataError::of(error).0)),
     };
     let mut objects = Vec::new();
     objects.extend(checkpoint.base.map(|base| (base.key, base.blake3)));
@@ -157,12 +158,5 @@ async fn prove(
 fn tell(checked: &mut StoreChecked, problem: String) {
     if checked.problems.len() < PROBLEMS_MAX {
         checked.problems.push(problem);
-    }
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    match error.source() {
-        Some(source) => format!("{error}: {}", chain(source)),
-        None => error.to_string(),
     }
 }

@@ -145,7 +145,7 @@ pub trait Data: Send + Sync {
 
 impl DataError {
     /// An error with all its causes, in one line for the user.
-    fn of(error: impl Error) -> Self {
+    pub(crate) fn of(error: impl Error) -> Self {
         let mut text = error.to_string();
         let mut cause = error.source();
         while let Some(next) = cause {

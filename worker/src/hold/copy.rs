@@ -15,7 +15,7 @@ use std::{
 use proto::worker::{CopiedRound, Copy, Pod};
 use tokio_util::sync::CancellationToken;
 
-use super::{Attempt, HoldError, Holder, Timeline, see};
+use super::{Attempt, HoldError, Holder, Timeline};
 use crate::{
     containerd::TaskState,
     data::{Data, ProgressFn, Saved, Stores},
@@ -99,33 +99,10 @@ impl Holder {
 
     /// What a round that ended early may have left: a dump under way, a task that nobody lets go on, archives.
     async fn mend(&self, pod: &Pod, since_unix_ns: u64) -> Result<(), HoldError> {
-        for container in &pod.containers {
-            if !self.node.end_dump(&container.container_id).await {
-                return Err(HoldError::DumpStuck {
-                    container: container.name.clone(),
-                });
-            }
-        }
-        let seen = see(self.node.as_ref(), &pod.uid).await?;
-        for container in &pod.containers {
-            let task = seen.task(&container.container_id);
-            if task.is_some_and(|task| task.state == TaskState::Paused) {
-                self.resume(&pod.uid, &container.container_id).await?;
-            }
-        }
+        self.end_dumps(pod).await?;
+        self.resume_paused(pod).await?;
         let since = UNIX_EPOCH + Duration::from_nanos(since_unix_ns);
-        for path in self.node.strays(pod, since) {
-            match self.node.remove_archive(&path).await {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                    return Err(HoldError::Read {
-                        path,
-                        source: error,
-                    });
-                }
-                Ok(()) | Err(_) => {}
-            }
-        }
-        Ok(())
+        self.remove_all(self.node.strays(pod, since)).await
     }
 }
 

@@ -42,13 +42,7 @@ impl Holder {
         let pod = &request.pod.clone().unwrap_or_default();
         let start = self.node.unix_ns();
         let known = self.journal.recall().await?.migration(migration);
-        for container in &pod.containers {
-            if !self.node.end_dump(&container.container_id).await {
-                return Err(HoldError::DumpStuck {
-                    container: container.name.clone(),
-                });
-            }
-        }
+        self.end_dumps(pod).await?;
         if request.keep_if_doomed
             && let Some(detail) = self.doomed(pod).await?
         {
@@ -60,19 +54,7 @@ impl Holder {
             });
         }
         let was_frozen = self.thaw(&pod.uid).await?;
-        let seen = see(self.node.as_ref(), &pod.uid).await?;
-        let paused: Vec<&str> = pod
-            .containers
-            .iter()
-            .map(|container| container.container_id.as_str())
-            .filter(|id| {
-                seen.task(id)
-                    .is_some_and(|task| task.state == TaskState::Paused)
-            })
-            .collect();
-        for id in &paused {
-            self.resume(&pod.uid, id).await?;
-        }
+        let resumed = self.resume_paused(pod).await?;
         let resumed_unix_ns = self.node.unix_ns();
         timeline.ended("resume", start, resumed_unix_ns);
         let now = see(self.node.as_ref(), &pod.uid).await?;
@@ -89,7 +71,7 @@ impl Holder {
             migration: migration.to_owned(),
         };
         self.journal.append(vec![entry], Urgency::EndsAHold).await?;
-        let was_held = was_frozen || !paused.is_empty();
+        let was_held = was_frozen || resumed;
         Ok(Released {
             was_held,
             running: detail.is_empty(),
@@ -120,9 +102,47 @@ impl Holder {
         Ok(None)
     }
 
+    /// Waits until no container of the pod is being dumped.
+    pub(super) async fn end_dumps(&self, pod: &Pod) -> Result<(), HoldError> {
+        for container in &pod.containers {
+            if !self.node.end_dump(&container.container_id).await {
+                return Err(HoldError::DumpStuck {
+                    container: container.name.clone(),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets every container that is paused go on; true: there was one.
+    pub(super) async fn resume_paused(&self, pod: &Pod) -> Result<bool, HoldError> {
+        let seen = see(self.node.as_ref(), &pod.uid).await?;
+        let mut resumed = false;
+        for container in &pod.containers {
+            let task = seen.task(&container.container_id);
+            if task.is_some_and(|task| task.state == TaskState::Paused) {
+                self.resume(&pod.uid, &container.container_id).await?;
+                resumed = true;
+            }
+        }
+        Ok(resumed)
+    }
+
+    /// Removes archives; those that are gone are no error.
+    pub(super) async fn remove_all(&self, paths: Vec<PathBuf>) -> Result<(), HoldError> {
+        for path in paths {
+            match self.node.remove_archive(&path).await {
+                Ok(()) => {}
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                Err(source) => return Err(HoldError::Read { path, source }),
+            }
+        }
+        Ok(())
+    }
+
     /// Undoes lock 1. A dump that was ended midway leaves the container thawed while containerd still counts it as
     /// paused, and its runtime resumes only what is frozen: then it is frozen again for that moment.
-    pub(super) async fn resume(&self, uid: &str, id: &str) -> Result<(), HoldError> {
+    async fn resume(&self, uid: &str, id: &str) -> Result<(), HoldError> {
         let Err(error) = self.node.resume(id).await else {
             return Ok(());
         };
@@ -147,14 +167,8 @@ impl Holder {
         timeline: &mut Timeline,
     ) -> Result<(), HoldError> {
         let start = self.node.unix_ns();
-        for container in &pod.containers {
-            // Its hold on the processes would keep them from dying.
-            if !self.node.end_dump(&container.container_id).await {
-                return Err(HoldError::DumpStuck {
-                    container: container.name.clone(),
-                });
-            }
-        }
+        // Its hold on the processes would keep them from dying.
+        self.end_dumps(pod).await?;
         if !self.kubelet_ends(&pod.uid, KUBELET_ENDS_IT_WITHIN).await? {
             return Err(HoldError::KubeletSilent {
                 waited: KUBELET_ENDS_IT_WITHIN,
@@ -238,13 +252,7 @@ impl Holder {
             let since = UNIX_EPOCH + Duration::from_nanos(since);
             paths.extend(self.node.strays(pod, since));
         }
-        for path in paths {
-            match self.node.remove_archive(&path).await {
-                Ok(()) => {}
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-                Err(source) => return Err(HoldError::Read { path, source }),
-            }
-        }
+        self.remove_all(paths).await?;
         let entry = Entry::ArchivesRemoved {
             migration: migration.to_owned(),
         };

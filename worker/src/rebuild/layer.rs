@@ -141,8 +141,8 @@ impl Layer {
             Ok(Arc::new(Opened::new(File::open(folder.join(name))?)?))
         };
         let (new, edits) = (open(NEW)?, open(EDITS)?);
-        let count = plan.pieces.iter().map(|(_, file, _)| file + 1).max();
-        let bases = (IN_FIRST_BASE..count.unwrap_or(0))
+        let last = plan.pieces.iter().map(|(_, file, _)| *file).max();
+        let bases = (IN_FIRST_BASE..=last.unwrap_or(IN_NOTHING))
             .map(|number| open(&base_name(number)))
             .collect::<io::Result<Vec<_>>>()?;
         let mut view = View::default();
