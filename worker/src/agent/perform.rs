@@ -246,7 +246,8 @@ impl Performer {
 
     /// Not proved is not failed: something restored may still run here.
     async fn withdraw(&self, migration: &str, withdraw: &Withdraw) -> Ended {
-        if let Err(error) = self.holder.end_barred(migration).await {
+        let pod = withdraw.pod.clone().unwrap_or_default();
+        if let Err(error) = self.holder.end_barred(migration, &pod).await {
             return in_doubt(error);
         }
         let withdrawn = self.data.withdraw(migration, withdraw).await;

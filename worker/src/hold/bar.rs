@@ -68,13 +68,22 @@ impl Holder {
         self.bar_ended(migration).await
     }
 
-    /// What was barred for this migration ends for good.
+    /// What was barred for this migration ends for good, also where the journal that knew of it is lost: the frozen pod that
+    /// is to be withdrawn is one that was barred, and frozen it might never die.
     ///
     /// Order: as with a held source, the kubelet should have begun to end the pod, or it makes the sandbox again just to
     /// end it; but nothing of the pod could start in it, so this is not insisted on.
-    pub async fn end_barred(&self, migration: &str) -> Result<(), HoldError> {
-        let Some(uid) = self.journal.recall().await?.migration(migration).barred else {
-            return Ok(());
+    pub async fn end_barred(&self, migration: &str, withdrawn: &Pod) -> Result<(), HoldError> {
+        let memory = self.journal.recall().await?;
+        let uid = &withdrawn.uid;
+        let forgotten = || -> Result<bool, HoldError> {
+            let held = memory.holds().values().any(|hold| hold.pod_uid == *uid);
+            Ok(!uid.is_empty() && !held && self.is_locked(uid)?)
+        };
+        let uid = match memory.migration(migration).barred {
+            Some(uid) => uid,
+            None if forgotten()? => uid.clone(),
+            None => return Ok(()),
         };
         let _insisted_on_nothing = self
             .kubelet_ends(&uid, end::KUBELET_MAY_END_IT_WITHIN)
