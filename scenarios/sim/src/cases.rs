@@ -34,7 +34,7 @@ const fn case(
 }
 
 /// All of them.
-pub const CASES: [Case; 26] = [
+pub const CASES: [Case; 27] = [
     case("good-day", "nothing goes wrong", three, &["Succeeded"]),
     case(
         "reboot-ends-the-hold",
@@ -154,6 +154,12 @@ pub const CASES: [Case; 26] = [
         &["Rescued"],
     ),
     case(
+        "a-bar-is-forgotten",
+        "the target's worker loses its journal while a restore that it froze is withdrawn, and frozen it never dies",
+        forgotten_bar,
+        &["Rescued"],
+    ),
+    case(
         "the-target-reboots-half-restored",
         "one of two containers runs when the target's node reboots; both are restored again by its kubelet",
         half_restored,
@@ -211,6 +217,8 @@ pub const CASES: [Case; 26] = [
 ];
 
 const SOURCE: &str = "node1";
+/// Between the bar and the end of what it froze.
+const FORGOTTEN_AFTER_MS: u64 = 600;
 
 fn three() -> Schedule {
     let mut schedule = Schedule::quiet(1);
@@ -264,6 +272,15 @@ fn interrupted_giving_up() -> Schedule {
     let mut schedule = broken_target();
     let when = When::Phase("m1".to_owned(), Phase::Restoring, 520);
     schedule.misfortunes.push((when, kill("leader")));
+    schedule
+}
+
+fn forgotten_bar() -> Schedule {
+    let mut schedule = fresh_target();
+    schedule.nodes[1].dies_frozen = false;
+    let forget = Misfortune::Forget("node2".to_owned());
+    let when = When::Phase("m1".to_owned(), Phase::Restoring, FORGOTTEN_AFTER_MS);
+    schedule.misfortunes.push((when, forget));
     schedule
 }
 

@@ -31,6 +31,8 @@ pub struct Faults {
     pub streams_slow_ms: u64,
     /// So many of the next creations of pods get no answer and are carried out when their name is free again.
     pub late_creates: u64,
+    /// The next answer of the API server to this peer is on its way for so long, milliseconds.
+    pub slow_answers: BTreeMap<String, u64>,
     /// Peers whose log stands still: nothing is taken in or written, while everything else of the process goes on.
     pub stalled: BTreeSet<String>,
     /// Kubelets that were stopped.
@@ -154,6 +156,8 @@ pub enum Misfortune {
     ApiDown(u64),
     /// The store refuses this often in a thousand, for a while.
     StoreBad(u64, u64),
+    /// Kubernetes' next answer to this peer is on its way for so long.
+    SlowAnswer(String, u64),
     /// The next creation of a pod gets no answer, and is carried out when the name is free again.
     LateCreate,
     /// The user deletes the pod.

@@ -160,19 +160,7 @@ impl Peer {
             questions,
             leader: leader.clone(),
         });
-        let world = World {
-            cluster: Arc::new(WrongCluster {
-                sim: sim.clone(),
-                cluster: cluster(&sim, &life),
-            }),
-            nodes: Arc::new(WrongNodes {
-                sim: sim.clone(),
-                life: life.clone(),
-                workers: workers.clone(),
-                confirmed: Arc::default(),
-            }),
-            clock: Arc::clone(&clock),
-        };
+        let world = world(&sim, &life, &workers, &clock);
         let janitor = Janitor {
             clear: Arc::new(world.clone()),
             propose: proposer.clone(),
@@ -208,6 +196,23 @@ impl Peer {
             janitor.run(),
             reception.run(dialling),
         );
+    }
+}
+
+/// What steps reach, with whatever is done wrong in between.
+fn world(sim: &Sim, life: &Life, workers: &Workers, clock: &Arc<dyn TimeOfDay>) -> World {
+    World {
+        cluster: Arc::new(WrongCluster {
+            sim: sim.clone(),
+            cluster: cluster(sim, life),
+        }),
+        nodes: Arc::new(WrongNodes {
+            sim: sim.clone(),
+            life: life.clone(),
+            workers: workers.clone(),
+            confirmed: Arc::default(),
+        }),
+        clock: Arc::clone(clock),
     }
 }
 
@@ -380,6 +385,8 @@ async fn carry_out(sim: &Sim, name: &str, mut call: Call) -> Option<(u16, Vec<u8
         return None;
     }
     let (status, body) = apply(sim, name, &call);
+    let late_ms = sim.look(|inner| inner.faults.slow_answers.remove(name));
+    tokio::time::sleep(Duration::from_millis(late_ms.unwrap_or(0))).await;
     sim.rest(1..=slow_ms.max(2)).await;
     let lost = sim.hits(per_mille) || sim.look(|inner| inner.faults.api_down);
     (!lost).then(|| (status, body.to_string().into_bytes()))

@@ -165,6 +165,8 @@ impl Schedule {
             2 => self.hold_ends_in_the_delivery(dice),
             3 => self.hold_ends_at_the_commit(dice),
             4 => self.moody_restores(dice),
+            5 => self.undone_behind_its_back(dice),
+            6 => self.words_from_before_the_loss(dice),
             _ => {}
         }
     }
@@ -197,6 +199,49 @@ impl Schedule {
         let stall = Misfortune::Stall("leader".to_owned(), dice.of(2_500..=6_000));
         self.at(phase, dice.of(0..=200), stall);
         self.second_thoughts(dice, phase, &node);
+    }
+
+    /// A leader's hold and the undo that follows it are on their way to the source for seconds; meanwhile the next leader
+    /// undoes the migration, and nobody else has ever asked for that hold.
+    fn undone_behind_its_back(&mut self, dice: &mut Dice) {
+        let source = self.pods[0].node.clone();
+        let cut = Misfortune::Cut("leader".to_owned(), source, dice.of(2_000..=4_500));
+        self.at(Phase::Holding, 0, cut);
+        let abort = Misfortune::DeleteMigration(1);
+        self.at(Phase::Holding, dice.of(5..=60), abort);
+        let depose = Misfortune::Depose("leader".to_owned(), 6_000);
+        self.at(Phase::Releasing, dice.of(30..=200), depose);
+        self.faults.streams_slow_ms = *dice.one(&[20, 100, 400]);
+        self.calm_at_ms = 10_000;
+    }
+
+    /// A leader waits for Kubernetes in the middle of an undo, its log stands still, and the next leader ends the undo and
+    /// moves the pod anew. What the first one says then is older than anything that the worker has done, if it
+    /// remembers: it died in between, and perhaps its disk with it.
+    fn words_from_before_the_loss(&mut self, dice: &mut Dice) {
+        let source = self.pods[0].node.clone();
+        self.peers = 3;
+        self.faults.api_slow_ms = 30;
+        let again = Move {
+            after_ms: dice.of(100..=800),
+            target: dice.of(0..=7),
+            freeze_budget_ms: 20_000,
+        };
+        self.pods[0].moves.truncate(1);
+        self.pods[0].moves.push(again);
+        let late = Misfortune::SlowAnswer("leader".to_owned(), dice.of(2_500..=5_500));
+        self.at(Phase::Holding, 0, late);
+        let abort = Misfortune::DeleteMigration(1);
+        self.at(Phase::Holding, dice.of(50..=300), abort);
+        let stall = Misfortune::Stall("leader".to_owned(), 9_000);
+        self.at(Phase::Releasing, dice.of(60..=300), stall);
+        let loss = if dice.hits(500) {
+            Misfortune::Kill(format!("worker-{source}"))
+        } else {
+            Misfortune::Forget(source)
+        };
+        self.at(Phase::RolledBack, dice.of(0..=100), loss);
+        self.calm_at_ms = 14_000;
     }
 
     fn second_thoughts(&mut self, dice: &mut Dice, phase: Phase, node: &str) {

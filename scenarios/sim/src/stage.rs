@@ -353,6 +353,10 @@ impl Stage {
                 self.a_while(ms).await;
                 sim.look(|inner| inner.faults.store_per_mille = 0);
             }
+            Misfortune::SlowAnswer(peer, ms) => {
+                let peer = self.named(peer);
+                sim.look(|inner| inner.faults.slow_answers.insert(peer, ms));
+            }
             Misfortune::LateCreate => sim.look(|inner| inner.faults.late_creates += 1),
             Misfortune::DeletePod(name) => {
                 let counts = sim.with(|inner| inner.truth.objects.user_deletes(&name));
