@@ -276,11 +276,10 @@ fn interrupted_giving_up() -> Schedule {
 }
 
 fn forgotten_bar() -> Schedule {
-    let mut schedule = fresh_target();
-    schedule.nodes[1].dies_frozen = false;
     let forget = Misfortune::Forget("node2".to_owned());
-    let when = When::Phase("m1".to_owned(), Phase::Restoring, FORGOTTEN_AFTER_MS);
-    schedule.misfortunes.push((when, forget));
+    let mut schedule = in_phase(Phase::Restoring, FORGOTTEN_AFTER_MS, forget);
+    schedule.nodes[1].starts_afresh = true;
+    schedule.nodes[1].dies_frozen = false;
     schedule
 }
 
