@@ -1,7 +1,7 @@
 //! What the user sees of a move: the pod as it was, and words about what happened.
 
 use super::{
-    super::{Stage, client::Client},
+    super::{Stage, client::Client, journey::Journey, stage::Migrated},
     PORT, book, container, restarts,
 };
 use crate::{
@@ -212,31 +212,10 @@ fn ask(stage: &Stage, words: &[&str]) -> Result<(i32, Value)> {
 }
 
 /// Asks for the heavy pod's migration, and deletes its object once the pod is held.
-fn delete_in_the_dump(stage: &Stage) -> Result<()> {
-    let asked = stage.migrate(&[
-        "pod",
-        "heavy",
-        "--to",
-        "node2",
-        "--wait=false",
-        "-o",
-        "name",
-    ])?;
-    ensure!(asked.code == 0, "migrate said {}", asked.text);
-    let name = asked
-        .text
-        .trim()
-        .rsplit('/')
-        .next()
-        .context("migrate printed no name")?
-        .to_owned();
-    process::wait_for("the pod to be held", SEEN_WITHIN, || {
-        let migrations = stage.migrations()?;
-        let held = migrations
-            .iter()
-            .any(|migration| migration["status"]["phase"] == "Holding");
-        Ok(held.then_some(()))
-    })?;
+fn delete_in_the_dump(stage: &Stage) -> Result<Journey<'_>> {
+    // Without rounds: what they send ahead is not dumped under the freeze, and the hold is over in a moment.
+    let mut journey = Journey::begin(stage, "heavy", "node2", &["--rounds", "0"])?;
+    journey.reaches("Holding")?;
     // Into the dump, not before it.
     thread::sleep(Duration::from_millis(300));
     let delete = [
@@ -244,10 +223,11 @@ fn delete_in_the_dump(stage: &Stage) -> Result<()> {
         &stage.namespace,
         "delete",
         "podmigration",
-        &name,
+        journey.name()?,
         "--wait=false",
     ];
-    stage.cluster.run(&delete).map(drop)
+    stage.cluster.run(&delete)?;
+    Ok(journey)
 }
 
 /// Deleting the PodMigration while the pod is held undoes it.
@@ -260,11 +240,17 @@ pub fn abort_by_deletion(stage: &Stage) -> Result<()> {
     stage.run_pod("heavy", "node1", containers, json!({}))?;
     let uid = stage.pod("heavy")?["metadata"]["uid"].clone();
     let client = Client::start(stage, "heavy", PORT)?;
-    delete_in_the_dump(stage)?;
+    let journey = delete_in_the_dump(stage)?;
     let decided = Instant::now();
     process::wait_for("the migration to be gone", SEEN_WITHIN, || {
         Ok(stage.migrations()?.is_empty().then_some(()))
     })?;
+    let (Migrated { code, text }, ended) = journey.end()?;
+    ensure!(
+        code == 3 && ended.phase() == "RolledBack",
+        "the migration was {}, and migrate ended with {code}:\n{text}",
+        ended.phase()
+    );
     thread::sleep(Duration::from_millis(500));
     let heard = client.stop()?;
     heard.check()?;
