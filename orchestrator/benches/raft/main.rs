@@ -41,6 +41,10 @@ const PATIENCE: Duration = Duration::from_secs(300);
 /// Between two questions to peers that don't lead yet: what a failover is measured to.
 const ASK_EVERY: Duration = Duration::from_millis(5);
 
+/// As the daemon has.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> Result<()> {
     // An error means that it was installed before.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();

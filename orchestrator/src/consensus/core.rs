@@ -424,15 +424,22 @@ impl Core {
         self.waiting.remove(&ticket.number).map(|_| ticket.number)
     }
 
+    /// A peer that isn't in a snapshot's membership refuses it: whoever came after it needs a newer one.
+    fn has_newcomer(&self) -> bool {
+        let before = self.raft.store().snapshot_members();
+        // Asked at every pump: mostly they are the same, and no sets have to be made.
+        self.members != *before
+            && !Members::from(&self.members)
+                .all()
+                .is_subset(&Members::from(before).all())
+    }
+
     fn snapshot_due(&mut self) -> Option<SnapshotPlan> {
         let (index, term) = self.applied;
         let entries = index - self.raft.store().snapshot_index();
-        // A peer that isn't in a snapshot's membership refuses it: whoever came after it needs a newer one.
-        let members = Members::from(&self.members).all();
-        let newcomer = !members.is_subset(&self.raft.store().snapshot_members().all());
         let due = entries >= self.limits.entries
             || self.bytes_since_snapshot >= self.limits.bytes
-            || (newcomer && entries > 0);
+            || (entries > 0 && self.has_newcomer());
         if self.building || !due {
             return None;
         }

@@ -87,7 +87,8 @@ pub fn state_from_bytes(bytes: &[u8]) -> Result<State, FormatError> {
 /// # Errors
 /// When it can't be serialised.
 pub fn raft_to_bytes(what: &'static str, value: &impl Message) -> Result<Vec<u8>, FormatError> {
-    let mut bytes = vec![VERSION];
+    let mut bytes = Vec::with_capacity(1 + value.compute_size() as usize);
+    bytes.push(VERSION);
     value
         .write_to_vec(&mut bytes)
         .map_err(|source| FormatError::Protobuf { what, source })?;

@@ -127,10 +127,16 @@ impl<T: Transport> Node<T> {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut others = true;
         loop {
+            // Whatever came together is pumped together: each pump publishes a copy of the state, and starts a write.
             self.pump()?;
             tokio::select! {
                 stop = inputs.stopped.recv() => return Ok(stop),
-                written = inputs.written.recv() => self.written(written.ok_or(Fatal::Writer)?),
+                written = inputs.written.recv() => {
+                    self.written(written.ok_or(Fatal::Writer)?);
+                    while let Ok(written) = inputs.written.try_recv() {
+                        self.written(written);
+                    }
+                }
                 Some(ask) = inputs.asks.recv() => {
                     self.asked(ask);
                     while let Ok(ask) = inputs.asks.try_recv() {
@@ -138,7 +144,16 @@ impl<T: Transport> Node<T> {
                     }
                 }
                 inbound = inputs.inbound.recv(), if others => match inbound {
-                    Some(inbound) => self.core.receive(inbound),
+                    Some(inbound) => {
+                        self.core.receive(inbound);
+                        // Not more than was there: whoever floods us must not keep the clock from ticking.
+                        for _ in 0..inputs.inbound.len() {
+                            let Ok(inbound) = inputs.inbound.try_recv() else {
+                                break;
+                            };
+                            self.core.receive(inbound);
+                        }
+                    }
                     None => others = false, // a log of one peer
                 },
                 Some(built) = join(&mut self.building) => self.snapshot_built(built),

@@ -49,8 +49,8 @@ impl Cache {
 
     /// The membership as of that snapshot.
     #[must_use]
-    pub fn snapshot_members(&self) -> Members {
-        Members::from(self.snapshot.get_metadata().get_conf_state())
+    pub fn snapshot_members(&self) -> &ConfState {
+        self.snapshot.get_metadata().get_conf_state()
     }
 
     /// Appends, replacing whatever conflicts.
@@ -160,7 +160,10 @@ impl Storage for Cache {
     fn snapshot(&self, request_index: u64, to: u64) -> raft::Result<Snapshot> {
         let index = self.snapshot_index();
         // One from before the peer came would be refused there for ever; a newer one is being built.
-        if index == 0 || index < request_index || !self.snapshot_members().all().contains(&to) {
+        if index == 0
+            || index < request_index
+            || !Members::from(self.snapshot_members()).all().contains(&to)
+        {
             return Err(RaftError::Store(
                 StorageError::SnapshotTemporarilyUnavailable,
             ));
