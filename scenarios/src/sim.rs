@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-use crate::{cache, s3::target_folder};
+use crate::{cache, s3::target_folder, steps::Steps};
 
 const PROGRAM: &str = "lab-sim";
 /// Ours, as Cargo calls them.
@@ -23,7 +23,7 @@ const OPTIMISED: [&str; 5] = [
 ];
 
 /// The seeds of a test run: some minutes on two cores. What is known of more of them is in ARCHITECTURE.md.
-const TEST_SEEDS: &str = "0..55000";
+const TEST_SEEDS: &str = "0..100000";
 
 /// Lets cargo build these packages of ours as they would be shipped.
 pub fn optimise(cargo: &mut Command, packages: &[&str]) {
@@ -45,11 +45,17 @@ fn build() -> Result<PathBuf> {
         .args(["build", "--locked", "--quiet", "--workspace"])
         .args(["--bin", PROGRAM]);
     optimise(&mut command, &OPTIMISED);
-    // What the compiler says goes by: it takes some minutes the first time.
-    let built = command.status().context("start cargo")?;
-    if !built.success() {
-        bail!("build the simulator: cargo ended with {built}");
-    }
+    let steps = Steps::start();
+    steps.run(
+        "build the simulator as it would be shipped: minutes, the first time",
+        || {
+            let built = command.status().context("start cargo")?;
+            if !built.success() {
+                bail!("cargo ended with {built}");
+            }
+            Ok(())
+        },
+    )?;
     Ok(target.join("debug").join(PROGRAM))
 }
 

@@ -8,9 +8,20 @@ use std::sync::{
     atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
+use futures::{
+    future::BoxFuture,
+    stream::{FuturesUnordered, StreamExt},
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::sim::Sim;
+
+/// The parts of a process in one task, so that they end together. A part is polled when it was woken itself, and only then:
+/// some wake often.
+pub async fn together<const N: usize>(parts: [BoxFuture<'_, ()>; N]) {
+    let mut parts: FuturesUnordered<BoxFuture<'_, ()>> = parts.into_iter().collect();
+    while parts.next().await.is_some() {}
+}
 
 struct Inside {
     sim: Sim,

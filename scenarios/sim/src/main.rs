@@ -13,6 +13,10 @@ use lab_sim::{
     verdict,
 };
 
+/// As the daemon has, and the sooner is a schedule played.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Runs production code on seeds, in a world that breaks.
 #[derive(Parser)]
 #[command(name = "cargo lab sim")]

@@ -24,7 +24,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::{
     api::Call,
     doors::{Attached, Dialled, Doors, PeerDoor, Proposal, Question},
-    life::Life,
+    life::{Life, together},
     mistakes::Mistake,
     raft_log::{Inputs, Platter, RaftLog},
     sim::{Sim, WallClock},
@@ -185,17 +185,18 @@ impl Peer {
             state: reception_state,
             workers,
         };
-        // Together in one task: they end together.
-        tokio::join!(
-            log.run(Inputs {
-                proposals: proposed,
-                questions: questioned,
-                inbound: received,
-            }),
-            driver.run(),
-            janitor.run(),
-            reception.run(dialling),
-        );
+        let inputs = Inputs {
+            proposals: proposed,
+            questions: questioned,
+            inbound: received,
+        };
+        together([
+            Box::pin(log.run(inputs)),
+            Box::pin(driver.run()),
+            Box::pin(janitor.run()),
+            Box::pin(reception.run(dialling)),
+        ])
+        .await;
     }
 }
 

@@ -104,7 +104,8 @@ struct Waiting {
 
 struct Written {
     number: Option<u64>,
-    tasks_after: Vec<WriteTask>,
+    /// What may be said now.
+    messages: Vec<Inbound>,
 }
 
 impl RaftLog {
@@ -174,9 +175,9 @@ impl RaftLog {
             tokio::select! {
                 biased;
                 () = self.life.died() => break,
-                Some(Written { number, tasks_after }) = written.recv() => {
-                    for message in tasks_after.into_iter().flat_map(|task| task.after) {
-                        self.send(Inbound::Message(Box::new(message)));
+                Some(Written { number, messages }) = written.recv() => {
+                    for message in messages {
+                        self.send(message);
                     }
                     if let Some(number) = number {
                         core.persisted(number);
@@ -240,6 +241,7 @@ impl RaftLog {
             let at = core.applied().0;
             self.sim
                 .ledger(|ledger, inner| ledger.applied(inner, self.peer, at, core.state()));
+            self.sim.tell_news();
         }
         self.published(core);
         for answer in answers {
@@ -348,7 +350,7 @@ async fn write_all(
         if early {
             let _ = says.send(Written {
                 number,
-                tasks_after: Vec::new(),
+                messages: Vec::new(),
             });
             sim.rest(50..=400).await;
         }
@@ -358,17 +360,13 @@ async fn write_all(
         if life.is_dead() {
             return;
         }
-        let kept = batch.iter().map(|task| WriteTask {
-            after: Vec::new(),
-            ..task.clone()
-        });
-        let kept: Vec<WriteTask> = kept.collect();
-        sim.look(|inner| inner.platters.entry(peer).or_default().write(kept));
+        let after = batch.iter_mut().flat_map(|task| task.after.drain(..));
+        let messages = after
+            .map(|message| Inbound::Message(Box::new(message)))
+            .collect();
+        sim.look(|inner| inner.platters.entry(peer).or_default().write(batch));
         if !early {
-            let _ = says.send(Written {
-                number,
-                tasks_after: batch,
-            });
+            let _ = says.send(Written { number, messages });
         }
     }
 }

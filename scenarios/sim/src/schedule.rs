@@ -292,12 +292,18 @@ impl Schedule {
         self.calm_at_ms = 18_000;
     }
 
-    /// Restores fail and come up at the next try.
+    /// Restores fail and come up at the next try, and whoever gives one up waits for Kubernetes until it does.
     fn moody_restores(&mut self, dice: &mut Dice) {
         let per_mille = dice.of(300..=700);
         for node in &mut self.nodes {
             node.fails_restores_per_mille = per_mille;
         }
+        self.faults.api_slow_ms = *dice.one(&[10, 30, 100, 400]);
+        for _ in 0..2 {
+            let late = Misfortune::SlowAnswer("leader".to_owned(), dice.of(800..=2_500));
+            self.at(Phase::Restoring, dice.of(100..=2_000), late);
+        }
+        self.calm_at_ms = self.calm_at_ms.max(9_000);
         if dice.hits(300) {
             let node = self.some_node(dice);
             let kill = Misfortune::Kill(format!("worker-{node}"));

@@ -14,7 +14,10 @@ use std::{
 };
 
 use orchestrator::clock::TimeOfDay;
-use tokio::time::Instant;
+use tokio::{
+    sync::{Notify, futures::Notified},
+    time::Instant,
+};
 
 use crate::{
     dice::Dice,
@@ -59,6 +62,7 @@ pub struct Inner {
 struct Shared {
     inner: Mutex<Inner>,
     ledger: Mutex<Ledger>,
+    news: Notify,
     start: Instant,
     mistakes: &'static [Mistake],
 }
@@ -74,6 +78,7 @@ impl Sim {
         Self(Arc::new(Shared {
             inner: Mutex::new(inner),
             ledger: Mutex::default(),
+            news: Notify::new(),
             start: Instant::now(),
             mistakes,
         }))
@@ -83,6 +88,22 @@ impl Sim {
     #[must_use]
     pub fn now_ms(&self) -> u64 {
         u64::try_from(self.0.start.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// When it is so late.
+    #[must_use]
+    pub fn at(&self, ms: u64) -> Instant {
+        self.0.start + Duration::from_millis(ms)
+    }
+
+    /// The log was applied somewhere; also when that was between this call and the wait.
+    pub fn news(&self) -> Notified<'_> {
+        self.0.news.notified()
+    }
+
+    /// Whoever waits for that is told.
+    pub fn tell_news(&self) {
+        self.0.news.notify_waiters();
     }
 
     /// Is this mistake being made?

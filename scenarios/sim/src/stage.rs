@@ -32,7 +32,6 @@ use crate::{
 const CALM_MS_MAX: u64 = 150_000;
 /// Kubelets and janitor tidy up after the last migration has ended.
 const TIDY_MS_MAX: u64 = 40_000;
-const LOOK_FOR_PHASE_EVERY: Duration = Duration::from_millis(7);
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 
 /// What came of a schedule.
@@ -275,10 +274,17 @@ impl Stage {
                     let now = self.sim.ledger(|ledger, _| verdict::phase(ledger, &id));
                     now.is_some_and(|(now, _)| now == phase)
                 };
-                while !is_in() {
-                    tokio::time::sleep(LOOK_FOR_PHASE_EVERY).await;
-                    if self.is_calm() {
-                        return false;
+                let calm = tokio::time::sleep_until(self.sim.at(self.calm_at_ms));
+                tokio::pin!(calm);
+                loop {
+                    let news = self.sim.news();
+                    if is_in() {
+                        break;
+                    }
+                    tokio::select! {
+                        biased;
+                        () = news => {}
+                        () = &mut calm => return false,
                     }
                 }
                 tokio::time::sleep(Duration::from_millis(after_ms)).await;

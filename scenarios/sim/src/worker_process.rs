@@ -20,7 +20,7 @@ use worker::{
 use crate::{
     doors::{Attached, Doors},
     journal,
-    life::Life,
+    life::{Life, together},
     machine::Hands,
     mistakes::Mistake,
     sim::{Sim, WallClock},
@@ -118,11 +118,11 @@ async fn live(sim: Sim, life: Life, node: String, boot: u32, clock: WallClock, d
         doors,
         events: events.clone(),
     };
-    // Together in one task: they end together.
-    tokio::join!(kept, line.keep_all(), async {
+    let agent = async {
         let ended = agent::serve(tools, events, incoming).await;
         assert!(ended.is_ok(), "a simulated journal can be written to");
-    });
+    };
+    together([Box::pin(kept), Box::pin(line.keep_all()), Box::pin(agent)]).await;
 }
 
 struct Line {
