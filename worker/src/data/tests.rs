@@ -5,6 +5,8 @@ use std::fs;
 
 use pages::{keys::Identity, source::ReadAt};
 
+mod crash;
+
 use super::*;
 use crate::{
     gather::{Archive, Checkpoint},
@@ -36,12 +38,17 @@ impl Bench {
 
     /// A worker of this node, which has just been started.
     fn node(&self, name: &str) -> DataPath {
+        self.node_with(name, self.store.clone())
+    }
+
+    /// The same, whose way to the store is this.
+    fn node_with(&self, name: &str, store: Arc<dyn Store>) -> DataPath {
         let state = self.folder.path().join(name);
         fs::create_dir_all(&state).unwrap();
         let images = Images::new(state.join("no-runtime"));
         let registry = Registry::open(&state, 0, images.clone()).unwrap();
         let keys = self.folder.path().join("keys");
-        DataPath::new(self.store.clone(), images, registry, state, keys).unwrap()
+        DataPath::new(store, images, registry, state, keys).unwrap()
     }
 
     /// An archive in a file, as the kubelet leaves it.
@@ -72,12 +79,17 @@ fn noise(seed: u8, len: usize) -> Vec<u8> {
 fn archive_with(changed: &[u8]) -> Vec<u8> {
     let mut pages = noise(1, 2 << 20);
     pages[1 << 20..][..changed.len()].copy_from_slice(changed);
+    archive_of(&pages)
+}
+
+/// An archive that a layer can be made of, with this memory.
+fn archive_of(pages: &[u8]) -> Vec<u8> {
     let config = serde_json::json!({
         "id": "c1", "rootfsImageRef": format!("registry/web@{BASE_IMAGE}"),
     });
     let mut builder = tar::Builder::new(Vec::new());
     for (name, bytes) in [
-        ("checkpoint/pages-1.img", pages.as_slice()),
+        ("checkpoint/pages-1.img", pages),
         ("config.dump", config.to_string().as_bytes()),
     ] {
         let mut header = tar::Header::new_ustar();
@@ -147,6 +159,22 @@ async fn three(bench: &Bench, source: &DataPath) -> [(Saved, Vec<u8>); 3] {
     [(one, first), (two, second), (three, last)]
 }
 
+/// How its container's layer is made, above a base that this node has.
+fn layer_of(checkpoint: Checkpoint, base: Option<Kept>) -> Recipe {
+    let (_, archive) = checkpoint.archives.into_iter().next().unwrap();
+    Recipe {
+        migration: MIGRATION.to_owned(),
+        revision: 3,
+        container: CONTAINER.to_owned(),
+        archive,
+        base,
+        // As in the archive, so that the layer is the archive.
+        base_reference: format!("registry/web@{BASE_IMAGE}"),
+        base_digest: BASE_IMAGE.to_owned(),
+        base_image_id: "sha256:1d".to_owned(),
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_sent_ahead_is_not_sent_again_and_the_target_reads_it_from_its_disk() {
     let bench = Bench::new();
@@ -166,21 +194,10 @@ async fn what_was_sent_ahead_is_not_sent_again_and_the_target_reads_it_from_its_
             .await
             .unwrap();
     }
-    let checkpoint = bench.checkpoint(&target, &three).await;
-    let below = target.rounds.get(MIGRATION, &two.manifest_blake3).unwrap();
-    let (_, archive) = checkpoint.archives.into_iter().next().unwrap();
     let folder = bench.folder.path().join("target/layers/m/r3/web");
-    let recipe = Recipe {
-        migration: MIGRATION.to_owned(),
-        revision: 3,
-        container: CONTAINER.to_owned(),
-        archive,
-        base: below.archive(CONTAINER).cloned(),
-        // As in the archive, so that the layer is the archive.
-        base_reference: format!("registry/web@{BASE_IMAGE}"),
-        base_digest: BASE_IMAGE.to_owned(),
-        base_image_id: "sha256:1d".to_owned(),
-    };
+    let below = target.rounds.get(MIGRATION, &two.manifest_blake3).unwrap();
+    let base = below.archive(CONTAINER).cloned();
+    let recipe = layer_of(bench.checkpoint(&target, &three).await, base);
     let store: Arc<dyn Store> = bench.store.clone();
     let (traffic, give_way) = (Arc::default(), CancellationToken::new());
     let built = build(store, recipe, folder.clone(), traffic, &|_| {}, &give_way).await;
