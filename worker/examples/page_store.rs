@@ -11,8 +11,12 @@
 use std::{
     fs::{self, File},
     path::PathBuf,
-    sync::{Arc, Mutex},
-    time::Instant,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result};
@@ -36,6 +40,8 @@ use worker::store::{
 
 const THREADS: usize = 2;
 const IN_FLIGHT: usize = 16;
+/// Between two looks at the memory: what a pack takes is there for longer.
+const MEMORY_EVERY: Duration = Duration::from_millis(5);
 
 #[derive(Parser)]
 struct Arguments {
@@ -128,7 +134,8 @@ async fn main() -> Result<()> {
             secret_access_key: variable("AWS_SECRET_ACCESS_KEY")?,
         })),
     });
-    let line = match verb {
+    let memory = Memory::watched();
+    let mut told = match verb {
         Verb::Capture {
             archive,
             base,
@@ -141,8 +148,41 @@ async fn main() -> Result<()> {
             new,
         } => put_together(place, manifest, base, out, new).await?,
     };
-    println!("{line}");
+    told["peak_anonymous_bytes"] = memory.peak().into();
+    println!("{told}");
     Ok(())
+}
+
+/// The most memory of this process that was its own at once; mapped files are not.
+struct Memory(Arc<AtomicU64>);
+
+impl Memory {
+    /// Watches until the process ends.
+    fn watched() -> Self {
+        let peak = Arc::new(AtomicU64::new(anonymous_bytes()));
+        let seen = peak.clone();
+        thread::spawn(move || {
+            loop {
+                seen.fetch_max(anonymous_bytes(), Ordering::Relaxed);
+                thread::sleep(MEMORY_EVERY);
+            }
+        });
+        Self(peak)
+    }
+
+    fn peak(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// As proc(5) tells; 0 when it doesn't.
+fn anonymous_bytes() -> u64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("RssAnon:"));
+    let kib = line.and_then(|line| line.trim().split(' ').next()?.parse::<u64>().ok());
+    kib.unwrap_or(0) * 1024
 }
 
 fn variable(name: &str) -> Result<String> {

@@ -4,6 +4,7 @@
 use crate::cache;
 use crate::s3::target_folder;
 use crate::sim::optimise;
+use crate::steps::Steps;
 use anyhow::{Context, Result, bail};
 use std::path::{Path, absolute};
 use std::process::Command;
@@ -13,20 +14,36 @@ const OPTIMISED: [&str; 3] = ["longshore-proto", "orchestrator", "orchestrator-c
 
 /// Builds and runs it.
 pub fn bench(json: Option<&Path>) -> Result<()> {
+    let steps = Steps::start();
+    steps.run(
+        "build the bench as it would be shipped: minutes, the first time",
+        || ended_well(&mut cargo_bench(&["--no-run"])?, "build it"),
+    )?;
+    drop(steps);
+    let mut command = cargo_bench(&[])?;
+    if let Some(file) = json {
+        let file = absolute(file).context("find the figures' file")?;
+        command.arg("--").arg("--json").arg(file);
+    }
+    ended_well(&mut command, "the bench of the log")
+}
+
+fn cargo_bench(more: &[&str]) -> Result<Command> {
     let mut command = Command::new("cargo");
     command
         .current_dir(cache::project())
         .env("CARGO_TARGET_DIR", target_folder()?)
         .args(["bench", "--locked", "--quiet", "--workspace"])
-        .args(["--profile", "dev", "--bench", "raft"]);
+        .args(["--profile", "dev", "--bench", "raft"])
+        .args(more);
     optimise(&mut command, &OPTIMISED);
-    if let Some(file) = json {
-        let file = absolute(file).context("find the figures' file")?;
-        command.arg("--").arg("--json").arg(file);
-    }
+    Ok(command)
+}
+
+fn ended_well(command: &mut Command, what: &str) -> Result<()> {
     let ended = command.status().context("start cargo")?;
     if !ended.success() {
-        bail!("the bench of the log ended with {ended}");
+        bail!("{what}: cargo ended with {ended}");
     }
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! The runs: both sides in turn, on the same archives and the same S3 server.
 
 use super::changed::{self, Changed, prove_equal};
-use super::ours::{Captured, Objects, Ours, Stored};
+use super::ours::{Captured, Objects, Ours, Restored, Stored};
 use super::place::Place;
 use super::rounds::Pair;
 use super::theirs::Theirs;
@@ -52,6 +52,8 @@ pub struct Measured {
     pub stored_pages: u64,
     /// Bytes restic's second backup added.
     pub restic_bytes: u64,
+    /// The most memory of its own that source or target had in a last round.
+    pub peak_bytes: u64,
     /// Runs that began on a machine too busy for it.
     pub busy_runs: usize,
 }
@@ -181,15 +183,20 @@ impl<'a> Bench<'a> {
         }
         seconds.took(
             "first_target",
-            self.restored(&first, None, &pair.base, Objects::S3(&place))?,
+            self.restored(&first, None, &pair.base, Objects::S3(&place))?
+                .seconds
+                .total,
         );
-        let captured = self.last(
+        let (captured, restored) = self.last(
             pair,
             base,
             Objects::S3(&place),
             ["final_source", "final_target"],
             seconds,
         )?;
+        for peak in [captured.peak_anonymous_bytes, restored.peak_anonymous_bytes] {
+            measured.peak_bytes = measured.peak_bytes.max(peak);
+        }
         measured.stored_bytes = captured.stored_bytes;
         measured.stored_pages = captured.changed_pages;
         seconds.took("zstd", self.theirs.zstd(&pair.last)?);
@@ -220,34 +227,32 @@ impl<'a> Bench<'a> {
         objects: Objects,
         [source, target]: [&'static str; 2],
         seconds: &mut Seconds,
-    ) -> Result<Captured> {
+    ) -> Result<(Captured, Restored)> {
         let manifest = self.work.join("last.manifest");
         let captured = self
             .ours
             .capture(&pair.last, Some(base), &manifest, objects)?;
         seconds.took(source, captured.seconds.total);
-        seconds.took(
-            target,
-            self.restored(&manifest, Some(base), &pair.last, objects)?,
-        );
-        Ok(captured)
+        let restored = self.restored(&manifest, Some(base), &pair.last, objects)?;
+        seconds.took(target, restored.seconds.total);
+        Ok((captured, restored))
     }
 
-    /// Seconds of a restore, whose archive is proved to be the one that was stored.
+    /// A restore, whose archive is proved to be the one that was stored.
     fn restored(
         &self,
         manifest: &Path,
         base: Option<Stored>,
         archive: &Path,
         objects: Objects,
-    ) -> Result<f64> {
+    ) -> Result<Restored> {
         let (new, out) = (self.work.join("new"), self.work.join("restored.tar"));
         let restored = self.ours.restore(manifest, base, (&new, &out), objects)?;
         prove_equal(archive, &out).context("compare what was restored")?;
         for file in [new, out] {
             fs::remove_file(file).context("remove what was restored")?;
         }
-        Ok(restored.seconds.total)
+        Ok(restored)
     }
 }
 

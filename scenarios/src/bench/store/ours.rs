@@ -39,6 +39,8 @@ pub struct Captured {
     pub stored_bytes: u64,
     /// Pages that differ from the base's.
     pub changed_pages: u64,
+    /// The most memory of its own that it had at once; mapped files are not.
+    pub peak_anonymous_bytes: u64,
 }
 
 /// Seconds of a capture.
@@ -53,6 +55,8 @@ pub struct CaptureSeconds {
 pub struct Restored {
     /// Its parts.
     pub seconds: RestoreSeconds,
+    /// The most memory of its own that it had at once, until the clock was stopped and a little after.
+    pub peak_anonymous_bytes: u64,
 }
 
 /// Seconds of a restore.

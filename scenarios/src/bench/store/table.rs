@@ -16,6 +16,9 @@ struct Bar {
 
 /// What a small pod may cost.
 const KUARD_MS: f64 = 20.0;
+/// What a worker may take in the last round, and more of it for each page.
+const MEMORY_BYTES: u64 = 64 << 20;
+const MEMORY_PAGE_BYTES: u64 = 16;
 
 const BARS: &[Bar] = &[
     Bar {
@@ -81,6 +84,13 @@ const BARS: &[Bar] = &[
         ratio_max: 1.0,
         of: kuard,
     },
+    Bar {
+        figure: "final_memory",
+        program: "redis",
+        says: "last round, memory of source or target / 64 MiB and 16 B a page",
+        ratio_max: 1.0,
+        of: memory,
+    },
 ];
 
 fn bytes(ours: u64, theirs: u64) -> Figure {
@@ -96,6 +106,11 @@ fn bytes_vs_changed(measured: &Measured) -> Option<Figure> {
 fn kuard(measured: &Measured) -> Option<Figure> {
     let engine = sums(measured, &["final_source", "final_target"])?;
     Some(figure(median(&engine) * 1e3, KUARD_MS, "ms", engine.len()))
+}
+
+fn memory(measured: &Measured) -> Option<Figure> {
+    let allowed = MEMORY_BYTES + MEMORY_PAGE_BYTES * measured.changed.as_ref()?.pages;
+    Some(bytes(measured.peak_bytes, allowed))
 }
 
 /// Seconds of steps together against seconds of others.
