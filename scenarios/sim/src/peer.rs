@@ -150,7 +150,11 @@ impl Peer {
             state: publish_state,
             leader: publish_leader,
         };
-        let (reception_doors, reception_state) = (doors, state.clone());
+        let log = log.run(Inputs {
+            proposals: proposed,
+            questions: questioned,
+            inbound: received,
+        });
         let clock: Arc<dyn TimeOfDay> = Arc::new(clock);
         let workers = Workers::timed_by(Arc::clone(&clock));
         let proposer = Arc::new(Proposer {
@@ -161,43 +165,51 @@ impl Peer {
             leader: leader.clone(),
         });
         let world = world(&sim, &life, &workers, &clock);
-        let janitor = Janitor {
-            clear: Arc::new(world.clone()),
-            propose: proposer.clone(),
-            state: state.clone(),
-            leader: leader.clone(),
-        };
-        let words = WrongWords {
-            sim: sim.clone(),
-            perform: Arc::new(world),
-        };
-        let driver = Driver {
-            perform: Arc::new(words),
-            propose: proposer.clone(),
-            state,
-            leader: leader.clone(),
-            clock,
-        };
+        let (driver, janitor) = leading(&sim, world, &proposer, &state, &leader);
         let reception = Reception {
             sim,
             life,
-            doors: reception_doors,
-            state: reception_state,
+            doors,
+            state,
             workers,
         };
-        let inputs = Inputs {
-            proposals: proposed,
-            questions: questioned,
-            inbound: received,
-        };
         together([
-            Box::pin(log.run(inputs)),
+            Box::pin(log),
             Box::pin(driver.run()),
             Box::pin(janitor.run()),
             Box::pin(reception.run(dialling)),
         ])
         .await;
     }
+}
+
+/// Those that are at work while it leads.
+fn leading(
+    sim: &Sim,
+    world: World,
+    proposer: &Arc<Proposer>,
+    state: &watch::Receiver<Arc<State>>,
+    leader: &watch::Receiver<bool>,
+) -> (Driver, Janitor) {
+    let clock = Arc::clone(&world.clock);
+    let janitor = Janitor {
+        clear: Arc::new(world.clone()),
+        propose: proposer.clone(),
+        state: state.clone(),
+        leader: leader.clone(),
+    };
+    let words = WrongWords {
+        sim: sim.clone(),
+        perform: Arc::new(world),
+    };
+    let driver = Driver {
+        perform: Arc::new(words),
+        propose: proposer.clone(),
+        state: state.clone(),
+        leader: leader.clone(),
+        clock,
+    };
+    (driver, janitor)
 }
 
 /// What steps reach, with whatever is done wrong in between.

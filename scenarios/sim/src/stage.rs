@@ -15,7 +15,7 @@ use serde_json::json;
 use crate::{
     dice::Dice,
     doors::Doors,
-    faults::{Misfortune, Network, When},
+    faults::{Faults, Misfortune, Network, When},
     kubelet,
     mistakes::Mistake,
     peer::Peer,
@@ -304,32 +304,26 @@ impl Stage {
         let sim = &self.sim;
         sim.event("world", format_args!("{what:?}"));
         match what {
-            Misfortune::Kill(process) if process == "peers" => {
-                let peers = self.doors.peers();
-                peers.iter().for_each(|peer| self.doors.kill(peer, "power"));
-            }
-            Misfortune::Kill(process) => self.doors.kill(&self.named(process), "kill -9"),
+            Misfortune::Kill(process) => self.kill(process),
             Misfortune::Forget(node) => {
-                self.doors
-                    .kill(&format!("worker-{node}"), "its disk is lost");
+                self.kill_worker(&node, "its disk is lost");
                 worker_process::forget(sim, &node);
             }
             Misfortune::Reboot(node) => {
-                self.doors
-                    .kill(&format!("worker-{node}"), "its node goes down");
+                self.kill_worker(&node, "its node goes down");
                 kubelet::reboot(sim.clone(), node).await;
             }
             Misfortune::Accident(node) => kubelet::accident(sim, &node),
             Misfortune::HaltKubelet(node, ms) => {
-                sim.look(|inner| inner.faults.kubelets_down.insert(node.clone()));
-                self.a_while(ms).await;
-                sim.look(|inner| inner.faults.kubelets_down.remove(&node));
+                let halted = |faults: &mut Faults| faults.kubelets_down.insert(node.clone());
+                let again = |faults: &mut Faults| faults.kubelets_down.remove(&node);
+                self.for_a_while(ms, halted, again).await;
             }
             Misfortune::Stall(peer, ms) => {
                 let peer = self.named(peer);
-                sim.look(|inner| inner.faults.stalled.insert(peer.clone()));
-                self.a_while(ms).await;
-                sim.look(|inner| inner.faults.stalled.remove(&peer));
+                let stalled = |faults: &mut Faults| faults.stalled.insert(peer.clone());
+                let again = |faults: &mut Faults| faults.stalled.remove(&peer);
+                self.for_a_while(ms, stalled, again).await;
             }
             Misfortune::Cut(one, other, ms) => {
                 let one = self.named(one);
@@ -345,31 +339,64 @@ impl Stage {
             }
             Misfortune::Depose(peer, ms) => self.depose(self.named(peer), ms).await,
             Misfortune::Jump(place, ms) => {
-                if let Some(clock) = self.clocks.get(&place) {
-                    clock.jump(ms);
-                }
+                self.clocks
+                    .get(&place)
+                    .iter()
+                    .for_each(|clock| clock.jump(ms));
             }
             Misfortune::ApiDown(ms) => {
-                sim.look(|inner| inner.faults.api_down = true);
-                self.a_while(ms).await;
-                sim.look(|inner| inner.faults.api_down = false);
+                self.for_a_while(
+                    ms,
+                    |faults| faults.api_down = true,
+                    |faults| faults.api_down = false,
+                )
+                .await;
             }
             Misfortune::StoreBad(per_mille, ms) => {
-                sim.look(|inner| inner.faults.store_per_mille = per_mille);
-                self.a_while(ms).await;
-                sim.look(|inner| inner.faults.store_per_mille = 0);
+                let bad = |faults: &mut Faults| faults.store_per_mille = per_mille;
+                self.for_a_while(ms, bad, |faults| faults.store_per_mille = 0)
+                    .await;
             }
             Misfortune::SlowAnswer(peer, ms) => {
                 let peer = self.named(peer);
                 sim.look(|inner| inner.faults.slow_answers.insert(peer, ms));
             }
             Misfortune::LateCreate => sim.look(|inner| inner.faults.late_creates += 1),
-            Misfortune::DeletePod(name) => {
-                let counts = sim.with(|inner| inner.truth.objects.user_deletes(&name));
-                sim.event("user", format_args!("deletes {name}: {counts}"));
-            }
+            Misfortune::DeletePod(name) => self.delete_pod(&name),
             Misfortune::DeleteMigration(n) => self.abort(&format!("m{n}")).await,
         }
+    }
+
+    /// `peers` are all of them, as when the power fails.
+    fn kill(&self, process: String) {
+        if process == "peers" {
+            let peers = self.doors.peers();
+            peers.iter().for_each(|peer| self.doors.kill(peer, "power"));
+        } else {
+            self.doors.kill(&self.named(process), "kill -9");
+        }
+    }
+
+    fn kill_worker(&self, node: &str, why: &str) {
+        self.doors.kill(&format!("worker-{node}"), why);
+    }
+
+    fn delete_pod(&self, name: &str) {
+        let deleted = |inner: &mut Inner| inner.truth.objects.user_deletes(name);
+        let counts = self.sim.with(deleted);
+        self.sim
+            .event("user", format_args!("deletes {name}: {counts}"));
+    }
+
+    async fn for_a_while<T, U>(
+        &self,
+        ms: u64,
+        begins: impl FnOnce(&mut Faults) -> T,
+        ends: impl FnOnce(&mut Faults) -> U,
+    ) {
+        self.sim.look(|inner| begins(&mut inner.faults));
+        self.a_while(ms).await;
+        self.sim.look(|inner| ends(&mut inner.faults));
     }
 
     async fn depose(&self, peer: String, ms: u64) {
