@@ -3,7 +3,8 @@
 //!
 //! And a write that was given up may be carried out after the end: a mark on a source that the undo had taken off, so that
 //! a deletion of the pod would wait for a person; a creation of the restored pod, once its user has deleted that, so that
-//! the name would stay taken. What has just ended is looked at again for a while.
+//! the name would stay taken; an object in the store, whose last bytes a cut network held back. What has just ended is
+//! looked at again for a while, and so is what was cleared away only later.
 //!
 //! It keeps nothing in mind: what is left over stands in the replicated state, so whoever leads next goes on with it.
 
@@ -65,7 +66,7 @@ impl Janitor {
         let mut every = tokio::time::interval(EVERY);
         every.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut rounds = 0_u32;
-        // Ended migrations, and when this peer first saw that they were.
+        // Ended migrations, and when this peer first saw that they were and owed nothing.
         let mut ended = BTreeMap::new();
         while self.state.has_changed().is_ok() {
             every.tick().await;
@@ -92,6 +93,9 @@ impl Janitor {
         ended.retain(|id, _| newest.iter().any(|(known, _)| *known == id));
         for (id, migration) in newest {
             let since = ended.entry(id.clone()).or_insert_with(Instant::now);
+            if migration.left_over.is_some() {
+                *since = Instant::now();
+            }
             if since.elapsed() <= LATE_FOR {
                 let revision = revision(&state, migration);
                 self.clear.look_again(id, migration, revision).await;
@@ -151,13 +155,15 @@ fn revision(state: &State, migration: &Migration) -> Revision {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
     use super::*;
 
-    #[test]
-    fn a_worker_that_registered_after_the_end_is_asked_with_a_revision_that_it_takes() {
+    /// A state with one migration.
+    fn submitted() -> State {
         let plan = crate::perform::tests_plan();
-        let command = |id: &str| Command::Submit {
-            id: id.into(),
+        let submit = Command::Submit {
+            id: "m".into(),
             object: plan.pod.clone(),
             request: orchestrator_core::plan::Request {
                 pod: plan.pod.clone(),
@@ -167,19 +173,92 @@ mod tests {
                 dry_run: true,
                 rounds_max: None,
             },
-            decision: orchestrator_core::state::Decision::Plan(Box::new(plan.clone())),
+            decision: orchestrator_core::state::Decision::Plan(Box::new(plan)),
             at_ms: 0,
             spans: Vec::new(),
         };
         let mut state = State::default();
-        state.apply(Revision(5), command("m")).unwrap();
+        state.apply(Revision(5), submit).unwrap();
+        state
+    }
+
+    #[test]
+    fn a_worker_that_registered_after_the_end_is_asked_with_a_revision_that_it_takes() {
+        let mut state = submitted();
         let migration = Migration::clone(&state.migrations[&"m".into()]);
         assert_eq!(revision(&state, &migration), Revision(5));
         let register = Command::Register {
-            node: plan.target.clone(),
+            node: crate::perform::tests_plan().target,
             journal: "j".to_owned(),
         };
         state.apply(Revision(9), register).unwrap();
         assert_eq!(revision(&state, &migration), Revision(9));
+    }
+
+    /// Counts the looks; what is left over stays.
+    #[derive(Default)]
+    struct Looks(AtomicU32);
+
+    #[async_trait]
+    impl Clear for Looks {
+        async fn clear(&self, _: &MigrationId, m: &Migration, _: Revision) -> Option<Finding> {
+            m.left_over.clone()
+        }
+
+        async fn look_again(&self, _: &MigrationId, _: &Migration, _: Revision) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    #[async_trait]
+    impl Propose for Looks {
+        async fn propose(&self, _: Command) {}
+
+        async fn leads(&self) -> bool {
+            true
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn late_writes_are_looked_for_until_a_while_after_the_last_of_it_was_cleared_away() {
+        let mut state = submitted();
+        let ended = |left_over| {
+            let mut migration = Migration::clone(&submitted().migrations[&"m".into()]);
+            migration.phase = Phase::RolledBack;
+            migration.left_over = left_over;
+            Arc::new(migration)
+        };
+        let left = Some(Finding::new(
+            "OnADeadNode",
+            "its worker is away".to_owned(),
+            "",
+        ));
+        state.migrations.insert("m".into(), ended(left));
+        let (publish, published) = watch::channel(Arc::new(state.clone()));
+        let (_lead, leader) = watch::channel(true);
+        let looks = Arc::new(Looks::default());
+        let janitor = Janitor {
+            clear: looks.clone(),
+            propose: looks.clone(),
+            state: published,
+            leader,
+        };
+        let running = tokio::spawn(janitor.run());
+        let while_looked = async |time: Duration| {
+            let before = looks.0.load(Ordering::Relaxed);
+            tokio::time::sleep(time).await;
+            looks.0.load(Ordering::Relaxed) - before
+        };
+        while_looked(LATE_FOR * 3).await;
+        assert!(
+            while_looked(LATE_FOR / 2).await > 0,
+            "it waits for its node"
+        );
+        state.migrations.insert("m".into(), ended(None));
+        publish.send_replace(Arc::new(state));
+        assert!(while_looked(LATE_FOR / 2).await > 0, "it was just cleared");
+        while_looked(LATE_FOR).await;
+        assert_eq!(while_looked(LATE_FOR).await, 0, "it is over");
+        running.abort();
     }
 }

@@ -29,11 +29,17 @@ impl Owner {
     /// By the log.
     #[must_use]
     pub fn of(state: &State, id: &MigrationId) -> Self {
-        match state.migrations.get(id) {
-            None => Self::Unknown,
-            Some(migration) if !migration.phase.ended() => Self::UnderWay,
-            Some(migration) if is_last_copy(migration) => Self::LastCopy,
-            Some(_) => Self::Ended,
+        let known = state.migrations.get(id);
+        known.map_or(Self::Unknown, |migration| Self::known(migration))
+    }
+
+    /// By what the log knows of it.
+    #[must_use]
+    pub fn known(migration: &Migration) -> Self {
+        match migration.phase.ended() {
+            false => Self::UnderWay,
+            true if is_last_copy(migration) => Self::LastCopy,
+            true => Self::Ended,
         }
     }
 

@@ -8,8 +8,9 @@ use orchestrator_core::{
     migration::{Done, Image, Migration, Outcome, Phase, Restored, Step},
     refusal::Finding,
     state::Due,
+    store::Owner,
 };
-use proto::worker::{self as wire, step_report, step_request};
+use proto::worker::{self as wire, question, step_report, step_request};
 use tokio::time::Instant;
 
 use super::{Act, Deletion, Ended, SHORT_STEP_WITHIN, SourceObject, World, wire_images};
@@ -166,9 +167,27 @@ impl Act<'_> {
         Ok(released)
     }
 
-    /// What may come after the end, by a call that was given up: a mark on a source that was let go of, a pod that was
-    /// made once more.
+    /// What may come after the end, by a call that was given up: an object in the store, whose bytes were on their way
+    /// still; a mark on a source that was let go of; a pod that was made once more.
     async fn look_again(&mut self) -> Result<(), Ended> {
+        let cleared = self.clear_store().await;
+        self.look_at_kubernetes().await.and(cleared)
+    }
+
+    async fn clear_store(&self) -> Result<(), Ended> {
+        if !Owner::known(self.migration).is_garbage(false) {
+            return Ok(());
+        }
+        let node = match self.is_dead(&self.plan.source) {
+            true => &self.plan.target,
+            false => &self.plan.source,
+        };
+        let migration_id = self.due.id.0.to_string();
+        let clear = question::Kind::ClearStore(wire::ClearStore { migration_id });
+        self.ask(node, clear).await.map(drop)
+    }
+
+    async fn look_at_kubernetes(&mut self) -> Result<(), Ended> {
         match self.migration.phase {
             Phase::RolledBack => {
                 let (plan, id) = (self.plan, &self.due.id);

@@ -465,8 +465,13 @@ async fn a_pod_made_once_more_after_the_end_is_ended_and_the_one_that_is_known_i
         let seen = model.seen();
         let history = &seen.history[before..];
         let expected: &[&str] = match bound {
-            true => &["condemn restored", "withdraw", "delete restored"],
-            false => &["remove unbound"],
+            true => &[
+                "clear store",
+                "condemn restored",
+                "withdraw",
+                "delete restored",
+            ],
+            false => &["clear store", "remove unbound"],
         };
         let as_expected = history.len() == expected.len()
             && history

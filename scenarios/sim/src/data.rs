@@ -244,6 +244,11 @@ impl Data for Hands {
         removed.map_err(DataError)
     }
 
+    async fn clear_store(&self, migration: &str) -> Result<(), DataError> {
+        let below = format!("checkpoints/{migration}/");
+        self.store.remove(&below).await.map_err(DataError)
+    }
+
     async fn has_images(&self, _request: &HasImages) -> Result<Vec<String>, DataError> {
         self.life.edge("look for images").await;
         Ok(Vec::new())

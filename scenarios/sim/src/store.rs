@@ -3,9 +3,15 @@
 //! Packs stand for bytes; a manifest says of which memory it is. What it names must all be there, or it is no
 //! checkpoint.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::RangeInclusive,
+};
 
 use crate::{life::Life, sim::Sim, truth::Memory};
+
+/// How late an object may come after its put was given up: a cut network holds its last bytes back.
+const LATE_MS: RangeInclusive<u64> = 500..=8_000;
 
 /// What a manifest says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -114,11 +120,34 @@ impl Store {
     /// # Errors
     /// It may be stored all the same.
     pub async fn put_pack(&self, key: &str) -> Result<(), String> {
-        self.call("put", key, |sim| {
-            sim.with(|inner| inner.truth.stored.packs.insert(key.to_owned()))
-        })
-        .await
-        .map(drop)
+        let own = key.to_owned();
+        let insert = |stored: &mut Stored| {
+            stored.packs.insert(own);
+        };
+        self.put(key, insert).await
+    }
+
+    /// Its bytes may be on their way still when the worker has given it up, and so may they when it has died.
+    async fn put(
+        &self,
+        key: &str,
+        store: impl FnOnce(&mut Stored) + Send + 'static,
+    ) -> Result<(), String> {
+        let fails = self.sim.look(|inner| inner.faults.store_per_mille);
+        if !self.sim.hits(fails / 4) {
+            let at_once = |sim: &Sim| sim.with(|inner| store(&mut inner.truth.stored));
+            return self.call("put", key, at_once).await;
+        }
+        self.life.edge("put").await;
+        let (sim, late) = (self.sim.clone(), key.to_owned());
+        tokio::spawn(async move {
+            sim.rest(LATE_MS).await;
+            sim.event("store", format_args!("put {late}, late"));
+            sim.with(|inner| store(&mut inner.truth.stored));
+        });
+        self.sim.rest(2..=15).await;
+        self.life.edge("put").await;
+        Err(format!("put {key}: the connection broke"))
     }
 
     /// Stores a manifest.
@@ -126,17 +155,11 @@ impl Store {
     /// # Errors
     /// It may be stored all the same.
     pub async fn put_manifest(&self, key: &str, manifest: Manifest) -> Result<(), String> {
-        self.call("put", key, |sim| {
-            sim.with(|inner| {
-                inner
-                    .truth
-                    .stored
-                    .manifests
-                    .insert(key.to_owned(), manifest)
-            })
-        })
-        .await
-        .map(drop)
+        let own = key.to_owned();
+        let insert = |stored: &mut Stored| {
+            stored.manifests.insert(own, manifest);
+        };
+        self.put(key, insert).await
     }
 
     /// The manifest with this hash.

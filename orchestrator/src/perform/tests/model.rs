@@ -781,18 +781,18 @@ impl Nodes for Model {
                     containers: vec![container],
                 })
             }
-            question::Kind::ListStore(_)
-            | question::Kind::CheckStore(_)
-            | question::Kind::ClearStore(_) => unreachable!("no step asks for it"),
+            question::Kind::ClearStore(_) => answer::Kind::StoreCleared(wire::StoreCleared {}),
+            question::Kind::ListStore(_) | question::Kind::CheckStore(_) => {
+                unreachable!("no step asks for it")
+            }
         };
         let name = match &kind {
             question::Kind::Inspect(_) => "inspect",
             question::Kind::ConfirmHold(_) => "confirm hold",
             question::Kind::HasImages(_) => "has images",
             question::Kind::Verify(_) => "verify",
-            question::Kind::ListStore(_)
-            | question::Kind::CheckStore(_)
-            | question::Kind::ClearStore(_) => "store",
+            question::Kind::ClearStore(_) => "clear store",
+            question::Kind::ListStore(_) | question::Kind::CheckStore(_) => "store",
         };
         match self
             .effect(name, |inner| Some(answer(inner)), || None)
