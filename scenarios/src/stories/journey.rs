@@ -71,13 +71,13 @@ impl<'a> Journey<'a> {
             let Ok(seen) = self.news.recv_timeout(left) else {
                 bail!("the migration did not come to {phase}")
             };
-            let now = seen.phase().to_owned();
+            let (now, reason) = (seen.phase().to_owned(), seen.reason());
             self.seen = Some(seen);
             if now == phase {
                 return Ok(());
             }
             if ENDS.contains(&now.as_str()) {
-                bail!("the migration was {now} before {phase} was seen");
+                bail!("the migration was {now} before {phase} was seen: {reason}");
             }
         }
     }
