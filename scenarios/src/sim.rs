@@ -35,6 +35,15 @@ pub fn optimise(cargo: &mut Command, packages: &[&str]) {
     }
 }
 
+/// Runs cargo, whose words go by, to its end.
+pub fn cargo_ends_well(cargo: &mut Command) -> Result<()> {
+    let ended = cargo.status().context("start cargo")?;
+    if !ended.success() {
+        bail!("cargo ended with {ended}");
+    }
+    Ok(())
+}
+
 fn build() -> Result<PathBuf> {
     let target = target_folder()?;
     let mut command = Command::new("cargo");
@@ -48,13 +57,7 @@ fn build() -> Result<PathBuf> {
     let steps = Steps::start();
     steps.run(
         "build the simulator as it would be shipped: minutes, the first time",
-        || {
-            let built = command.status().context("start cargo")?;
-            if !built.success() {
-                bail!("cargo ended with {built}");
-            }
-            Ok(())
-        },
+        || cargo_ends_well(&mut command),
     )?;
     Ok(target.join("debug").join(PROGRAM))
 }

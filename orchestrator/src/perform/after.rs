@@ -37,14 +37,7 @@ impl Clear for World {
             revision,
             step: Step::Release,
         };
-        let mut act = Act {
-            world: self,
-            migration,
-            plan,
-            due: &due,
-            spans: Vec::new(),
-        };
-        act.clear().await
+        self.act(migration, plan, &due).clear().await
     }
 
     async fn look_again(&self, id: &MigrationId, migration: &Migration, revision: Revision) {
@@ -56,14 +49,7 @@ impl Clear for World {
             revision,
             step: Step::Retire,
         };
-        let mut act = Act {
-            world: self,
-            migration,
-            plan,
-            due: &due,
-            spans: Vec::new(),
-        };
-        if let Err(Ended(outcome)) = act.look_again().await {
+        if let Err(Ended(outcome)) = self.act(migration, plan, &due).look_again().await {
             let why = outcome.words();
             tracing::info!(migration = %id, why, "what a late write may have left is looked for again later");
         }

@@ -256,6 +256,18 @@ pub struct World {
     pub clock: Arc<dyn TimeOfDay>,
 }
 
+impl World {
+    fn act<'a>(&'a self, migration: &'a Migration, plan: &'a Plan, due: &'a Due) -> Act<'a> {
+        Act {
+            world: self,
+            migration,
+            plan,
+            due,
+            spans: Vec::new(),
+        }
+    }
+}
+
 #[async_trait]
 impl Perform for World {
     async fn perform(&self, due: &Due, migration: &Migration) -> (Outcome, Vec<Span>) {
@@ -265,13 +277,7 @@ impl Perform for World {
                 Vec::new(),
             );
         };
-        let mut act = Act {
-            world: self,
-            migration,
-            plan,
-            due,
-            spans: Vec::new(),
-        };
+        let mut act = self.act(migration, plan, due);
         let ended = match due.step {
             Step::Recheck => act.recheck().await,
             Step::Prepare => act.prepare().await,

@@ -3,9 +3,9 @@
 
 use crate::cache;
 use crate::s3::target_folder;
-use crate::sim::optimise;
+use crate::sim::{cargo_ends_well, optimise};
 use crate::steps::Steps;
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use std::path::{Path, absolute};
 use std::process::Command;
 
@@ -17,7 +17,7 @@ pub fn bench(json: Option<&Path>) -> Result<()> {
     let steps = Steps::start();
     steps.run(
         "build the bench as it would be shipped: minutes, the first time",
-        || ended_well(&mut cargo_bench(&["--no-run"])?, "build it"),
+        || cargo_ends_well(&mut cargo_bench(&["--no-run"])?),
     )?;
     drop(steps);
     let mut command = cargo_bench(&[])?;
@@ -25,7 +25,7 @@ pub fn bench(json: Option<&Path>) -> Result<()> {
         let file = absolute(file).context("find the figures' file")?;
         command.arg("--").arg("--json").arg(file);
     }
-    ended_well(&mut command, "the bench of the log")
+    cargo_ends_well(&mut command).context("run the bench of the log")
 }
 
 fn cargo_bench(more: &[&str]) -> Result<Command> {
@@ -38,12 +38,4 @@ fn cargo_bench(more: &[&str]) -> Result<Command> {
         .args(more);
     optimise(&mut command, &OPTIMISED);
     Ok(command)
-}
-
-fn ended_well(command: &mut Command, what: &str) -> Result<()> {
-    let ended = command.status().context("start cargo")?;
-    if !ended.success() {
-        bail!("{what}: cargo ended with {ended}");
-    }
-    Ok(())
 }

@@ -127,17 +127,15 @@ async fn captures(in_difference: bool, takes_effect: bool) -> i64 {
         );
         let mortal = Mortal::new(&bench.store, takes_effect);
         let node = bench.node_with("source", mortal.clone());
-        let died = if in_difference {
-            let round = node.copy(stores(ROUND, &first, None), quiet).await;
-            let base = base_of(&round.unwrap());
-            mortal.dies_in(operations);
-            let saved = node.save(stores(FINAL, &last, Some(&base)), quiet);
-            mortal.until_death(saved).await.is_none()
-        } else {
-            mortal.dies_in(operations);
-            let saved = node.save(stores(FINAL, &last, None), quiet);
-            mortal.until_death(saved).await.is_none()
+        let base = match in_difference {
+            true => Some(base_of(
+                &node.copy(stores(ROUND, &first, None), quiet).await.unwrap(),
+            )),
+            false => None,
         };
+        mortal.dies_in(operations);
+        let saved = node.save(stores(FINAL, &last, base.as_ref()), quiet);
+        let died = mortal.until_death(saved).await.is_none();
         drop(node);
         let complete = u32::from(in_difference);
         let stands = whole(&bench).await;
