@@ -2,11 +2,12 @@
 
 mod runtime;
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fs, time::Duration};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use pages::keys::Identity;
+use proto::worker::{Pod, Withdraw};
 use tokio::sync::Notify;
 
 use super::*;
