@@ -18,7 +18,7 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     thread,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use super::{Stage, watch::Watch};
@@ -28,6 +28,10 @@ use crate::{http, process::wait_for};
 const ASK_EVERY: Duration = Duration::from_millis(10);
 /// A ledger of this machine answers within 2 ms. A held one's kernel accepts and says nothing.
 const ANSWER_WITHIN: Duration = Duration::from_millis(250);
+/// An address that has been silent for this long was most likely left for another one...
+const LEFT_AFTER: Duration = Duration::from_secs(120);
+/// ... and is asked this often from then on: a matrix leaves some two hundred of them behind.
+const ASK_LEFT_EVERY: Duration = Duration::from_millis(500);
 /// A pod that is mended answers at once; its machine may be busy.
 const ALIVE_WITHIN: Duration = Duration::from_secs(30);
 const PORT: u16 = 8080;
@@ -173,6 +177,7 @@ fn follow(
 }
 
 fn ask(address: SocketAddr, stop: &AtomicBool, seen: &Book) {
+    let mut answered = Instant::now();
     while !stop.load(Ordering::Relaxed) {
         let asked_ms = now_ms();
         // No answer is what a hold looks like; whether it lasts too long is the story's question.
@@ -180,6 +185,7 @@ fn ask(address: SocketAddr, stop: &AtomicBool, seen: &Book) {
             .ok()
             .and_then(|answer| answer.text().trim().parse().ok());
         if let Some(number) = number {
+            answered = Instant::now();
             let one = Seen {
                 asked_ms,
                 answered_ms: now_ms(),
@@ -190,7 +196,10 @@ fn ask(address: SocketAddr, stop: &AtomicBool, seen: &Book) {
                 .unwrap_or_else(PoisonError::into_inner)
                 .push(one);
         }
-        thread::sleep(ASK_EVERY);
+        thread::sleep(match answered.elapsed() < LEFT_AFTER {
+            true => ASK_EVERY,
+            false => ASK_LEFT_EVERY,
+        });
     }
 }
 

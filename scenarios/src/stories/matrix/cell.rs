@@ -75,6 +75,32 @@ pub struct Report {
     pub violation: Option<String>,
     /// The ledger ended with its node, or must be made anew after a violation.
     pub ledger_lost: bool,
+    /// What telling it took.
+    pub took: Took,
+}
+
+/// Where the time of a cell goes: a matrix has an hour, which is 20 s for each of its 180 cells.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Took {
+    /// Until every part was well again after the cell before.
+    ready: Duration,
+    /// The migration, from the request to its end.
+    migration: Duration,
+    /// Until the ledger had answered and been believed, and nothing was left over.
+    judged: Duration,
+}
+
+impl Took {
+    fn whole(&self) -> Duration {
+        self.ready + self.migration + self.judged
+    }
+
+    fn to_json(self) -> Value {
+        json!({
+            "ready": self.ready.as_secs_f32(), "migration": self.migration.as_secs_f32(),
+            "judged": self.judged.as_secs_f32(),
+        })
+    }
 }
 
 impl fmt::Display for Report {
@@ -82,8 +108,12 @@ impl fmt::Display for Report {
         let verdict = self.violation.as_deref().unwrap_or("promise kept");
         write!(
             f,
-            "{}: {}, freeze {}, downtime {} ms: {verdict}",
-            self.cell, self.outcome, self.freeze, self.downtime_ms
+            "{}: {}, freeze {}, downtime {} ms: {verdict} ({:.0} s)",
+            self.cell,
+            self.outcome,
+            self.freeze,
+            self.downtime_ms,
+            self.took.whole().as_secs_f32()
         )
     }
 }
@@ -100,6 +130,7 @@ impl Report {
             downtime_ms: 0,
             violation: None,
             ledger_lost: false,
+            took: Took::default(),
         }
     }
 
@@ -120,6 +151,7 @@ impl Report {
         json!({
             "cell": self.cell, "outcome": self.outcome, "freeze": self.freeze,
             "downtime_ms": self.downtime_ms, "violation": self.violation,
+            "seconds": self.took.to_json(),
         })
     }
 }
@@ -141,11 +173,12 @@ impl Cell {
         witness: &Witness<'_>,
         left_before: &mut Vec<String>,
     ) -> Report {
-        let began_ms = now_ms();
+        let (began, began_ms) = (Instant::now(), now_ms());
         let mut report = Report::of(self);
         let told = self.tell_into(ground, witness, began_ms, &mut report);
         report.ledger_lost = told.is_err();
         let told = told.and_then(|()| nothing_left_but(ground.stage, left_before));
+        report.took.judged = began.elapsed() - report.took.ready - report.took.migration;
         if let Err(error) = told {
             report.violation = Some(format!("{error:#}"));
         }
@@ -159,12 +192,15 @@ impl Cell {
         began_ms: u64,
         report: &mut Report,
     ) -> Result<()> {
-        let stage = ground.stage;
+        let (stage, began) = (ground.stage, Instant::now());
         ground.controllers_run()?;
         all_well(stage)?;
+        report.took.ready = began.elapsed();
         let from = stage.node_of("ledger")?;
         let to = Ground::other(&from);
-        let ended = self.migrate(ground, &from, &to)?;
+        let ended = self.migrate(ground, &from, &to);
+        report.took.migration = began.elapsed() - report.took.ready;
+        let ended = ended?;
         let phase = match ended.seen.phase() {
             // Deleted by the abort, the object goes with the end, which nobody may have seen: an undo has one end only.
             "Releasing" if self.phase == "Releasing" && !ended.object_is_there => "RolledBack",
