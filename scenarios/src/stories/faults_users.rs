@@ -18,6 +18,9 @@ use crate::{process::wait_for, site::Site};
 /// A step of a few tens of milliseconds is over by then: both locks of a hold are closed.
 const HELD_AFTER: Duration = Duration::from_millis(1_500);
 
+/// A busy API server takes a second between a deletion and a creation.
+const NAMELESS_MAX: Duration = Duration::from_secs(5);
+
 /// This theme's stories.
 pub fn stories() -> Vec<Story> {
     vec![
@@ -134,6 +137,8 @@ fn deleted_in(stage: &Stage, phase: &str) -> Result<()> {
     nothing_left(stage)
 }
 
+/// Between the source's end and the target's making there is no pod of the name for some milliseconds: whoever deletes it
+/// then is told so, and deletes it again.
 fn delete_pod(stage: &Stage, how: &[&str]) -> Result<()> {
     let delete = [
         "-n",
@@ -142,8 +147,12 @@ fn delete_pod(stage: &Stage, how: &[&str]) -> Result<()> {
         "pod",
         "ledger",
         "--wait=false",
+        "--ignore-not-found",
     ];
-    stage.cluster.run(&[&delete, how].concat()).map(drop)
+    wait_for("a pod to delete", NAMELESS_MAX, || {
+        let told = stage.cluster.run(&[&delete, how].concat())?;
+        Ok((!told.trim().is_empty()).then_some(()))
+    })
 }
 
 fn freeze_budget(stage: &Stage) -> Result<()> {
