@@ -14,6 +14,7 @@ use kube::Client;
 use orchestrator_core::{
     id::{MigrationId, NodeName, PodRef},
     migration::Span,
+    plan::KeptCheckpoint,
     planner,
     refusal::Finding,
     state::{Applied, Command, Decision, Rejection},
@@ -158,11 +159,28 @@ impl Desk {
             Some(pod) => self.inspect(pod).await,
             None => Err("there is no pod to look at".to_owned()),
         };
-        let view = view::gather(&self.client, &asked.request, pod, &workers, inspection).await?;
+        let base = pod.as_ref().and_then(|pod| self.base(pod));
+        let view = view::gather(
+            &self.client,
+            &asked.request,
+            pod,
+            &workers,
+            inspection,
+            base,
+        )
+        .await?;
         Ok(match planner::plan(&asked.request, &view) {
             Ok(plan) => Decision::Plan(Box::new(plan)),
             Err(reasons) => Decision::Refuse(reasons),
         })
+    }
+
+    /// A kept checkpoint of this pod, by our log: an older one than the group's at the worst.
+    fn base(&self, pod: &PodView) -> Option<KeptCheckpoint> {
+        let (name, restored_by) = (pod.pod.as_ref()?, pod.restored_by.as_ref()?);
+        let state = self.log.state();
+        let state = state.borrow();
+        state.base_after(name, restored_by, unix_ms())
     }
 
     fn worker_views(&self) -> BTreeMap<NodeName, WorkerView> {
@@ -259,6 +277,16 @@ impl Desk {
         }
     }
 
+    /// Its object is deleted: nobody wants its checkpoint any more. If that is not taken in now, it goes when it is old.
+    async fn let_go_of_checkpoint(&self, id: &MigrationId) {
+        if !self.log.state().borrow().is_kept(id) {
+            return;
+        }
+        let told = self.log.propose(Command::LetGo { id: id.clone() }).await;
+        let told = told.map(|(_, applied)| applied);
+        tracing::info!(migration = %id, ?told, "its kept checkpoint is let go of");
+    }
+
     /// Obeyed, refused, or, when the log never knew it or it has ended, the object is let go.
     ///
     /// It is let go only when a majority says that we lead still: a deposed leader's log doesn't know the newest ones.
@@ -290,6 +318,7 @@ impl Desk {
                 Some(phase) => phase.ended(),
             };
             if let_go {
+                self.let_go_of_checkpoint(&id).await;
                 match intake::forget(&self.client, &id, &object).await {
                     Ok(()) => return,
                     Err(error) => tracing::warn!(migration = %object, %error, "it is let go later"),

@@ -6,6 +6,8 @@
 //! the name would stay taken; an object in the store, whose last bytes a cut network held back. What has just ended is
 //! looked at again for a while, and so is what was cleared away only later.
 //!
+//! It also lets go of kept checkpoints that nobody needs any more; they are then cleared away like anything late.
+//!
 //! It keeps nothing in mind: what is left over stands in the replicated state, so whoever leads next goes on with it.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
@@ -22,7 +24,7 @@ use tokio::{
     time::{Instant, MissedTickBehavior},
 };
 
-use crate::driver::Propose;
+use crate::{clock::TimeOfDay, driver::Propose};
 
 /// What comes back, comes back within minutes; asking a node that is not there costs nothing.
 const EVERY: Duration = Duration::from_secs(3);
@@ -58,6 +60,16 @@ pub struct Janitor {
     pub state: watch::Receiver<Arc<State>>,
     /// Are we the leader?
     pub leader: watch::Receiver<bool>,
+    /// What time it is.
+    pub clock: Arc<dyn TimeOfDay>,
+}
+
+/// What this peer knows of a migration that has ended.
+struct Ended {
+    /// Since when it owes nothing, as far as we have seen.
+    since: Instant,
+    /// Its checkpoint was kept when last seen.
+    kept: bool,
 }
 
 impl Janitor {
@@ -66,7 +78,6 @@ impl Janitor {
         let mut every = tokio::time::interval(EVERY);
         every.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut rounds = 0_u32;
-        // Ended migrations, and when this peer first saw that they were and owed nothing.
         let mut ended = BTreeMap::new();
         while self.state.has_changed().is_ok() {
             every.tick().await;
@@ -74,6 +85,7 @@ impl Janitor {
                 continue;
             }
             self.round().await;
+            self.let_go().await;
             rounds = rounds.wrapping_add(1);
             if rounds.is_multiple_of(LATE_EVERY) {
                 self.look_again(&mut ended).await;
@@ -81,7 +93,15 @@ impl Janitor {
         }
     }
 
-    async fn look_again(&self, ended: &mut BTreeMap<MigrationId, Instant>) {
+    async fn let_go(&self) {
+        let state = Arc::clone(&self.state.borrow());
+        for id in state.needless(self.clock.unix_ms()) {
+            tracing::info!(migration = %id, "its kept checkpoint is let go of");
+            self.propose.propose(Command::LetGo { id }).await;
+        }
+    }
+
+    async fn look_again(&self, ended: &mut BTreeMap<MigrationId, Ended>) {
         let state = Arc::clone(&self.state.borrow());
         let mut newest: Vec<_> = state
             .migrations
@@ -92,11 +112,15 @@ impl Janitor {
         newest.truncate(LATE_MAX);
         ended.retain(|id, _| newest.iter().any(|(known, _)| *known == id));
         for (id, migration) in newest {
-            let since = ended.entry(id.clone()).or_insert_with(Instant::now);
-            if migration.left_over.is_some() {
-                *since = Instant::now();
+            let seen = ended.entry(id.clone()).or_insert_with(|| Ended {
+                since: Instant::now(),
+                kept: migration.kept,
+            });
+            if migration.left_over.is_some() || (seen.kept && !migration.kept) {
+                seen.since = Instant::now();
             }
-            if since.elapsed() <= LATE_FOR {
+            seen.kept = migration.kept;
+            if seen.since.elapsed() <= LATE_FOR {
                 let revision = revision(&state, migration);
                 self.clear.look_again(id, migration, revision).await;
             }
@@ -172,6 +196,7 @@ mod tests {
                 timeout_ms: None,
                 dry_run: true,
                 rounds_max: None,
+                keep_checkpoint_ms: None,
             },
             decision: orchestrator_core::state::Decision::Plan(Box::new(plan)),
             at_ms: 0,
@@ -242,6 +267,7 @@ mod tests {
             propose: looks.clone(),
             state: published,
             leader,
+            clock: Arc::new(crate::clock::SystemTimeOfDay),
         };
         let running = tokio::spawn(janitor.run());
         let while_looked = async |time: Duration| {

@@ -239,6 +239,7 @@ mod tests {
                 timeout_ms: None,
                 dry_run: false,
                 rounds_max: None,
+                keep_checkpoint_ms: None,
             },
             decision: Decision::Refuse(vec![Finding::new("NoSuchPod", "it is not there", "")]),
             at_ms: 1,

@@ -102,6 +102,7 @@ pub fn submit(name: &str, pair: usize) -> Command {
         freeze_predicted_ms: 1_000,
         archive_predicted_bytes: 1 << 26,
         rounds_max: 0,
+        base: None,
         timeout_ms: 3_600_000,
         warnings: Vec::new(),
         // A pod of ordinary size.
@@ -120,6 +121,7 @@ pub fn submit(name: &str, pair: usize) -> Command {
             timeout_ms: None,
             dry_run: false,
             rounds_max: None,
+            keep_checkpoint_ms: None,
         },
         decision: Decision::Plan(Box::new(plan)),
         at_ms: unix_ms(),

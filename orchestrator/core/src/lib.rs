@@ -6,6 +6,7 @@
 //!
 //! Everything that must be the same on every peer is decided here, so it can be tested in milliseconds.
 
+mod base;
 pub mod id;
 pub mod migration;
 pub mod plan;

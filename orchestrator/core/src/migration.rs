@@ -381,6 +381,9 @@ pub struct Migration {
     pub unclean: Option<String>,
     /// It has ended, but something of it is still to be cleared away. Nothing of that runs.
     pub left_over: Option<Finding>,
+    /// It has ended, and its checkpoint stays in the store: a base for the pod's next migration.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub kept: bool,
     /// Nodes that a person declared dead, and when: nothing runs there, and nothing will before our worker there was
     /// asked again. No proof is waited for from them.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -402,6 +405,13 @@ impl Migration {
         self.plan
             .as_ref()
             .is_some_and(|plan| self.is_dead(&plan.source))
+    }
+
+    /// Its checkpoint is to stay in the store when it has ended: it was asked for, and the pod goes on from it.
+    #[must_use]
+    pub fn keeps_checkpoint(&self) -> bool {
+        let asked = self.request.keep_checkpoint_ms.is_some();
+        asked && self.checkpoint.is_some() && self.restored.is_some()
     }
 
     /// An undo is possible: nothing was committed, and there is a source to go back to. With the source's node dead

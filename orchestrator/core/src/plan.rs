@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    id::{NodeName, PodRef, PodUid},
+    id::{MigrationId, NodeName, PodRef, PodUid},
     refusal::Finding,
 };
 
@@ -23,6 +23,9 @@ pub struct Request {
     /// Rounds before the freeze, at most; `None` leaves it to the planner.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rounds_max: Option<u32>,
+    /// After its end the checkpoint stays in the store for so many milliseconds, as a base for the pod's next migration.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keep_checkpoint_ms: Option<u64>,
 }
 
 /// How the target pod takes the source pod's place.
@@ -78,6 +81,9 @@ pub struct Plan {
     /// Rounds before the freeze, at most. 0: everything is sent while the pod is frozen.
     #[serde(default)]
     pub rounds_max: u32,
+    /// A kept checkpoint that the first round is a difference to. A hint: without it the round is sent whole.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base: Option<KeptCheckpoint>,
     /// Give up before the commit when the migration is older than this, milliseconds.
     pub timeout_ms: u64,
     /// What will be different after the restore, word for word.
@@ -85,6 +91,17 @@ pub struct Plan {
     /// The pod's object for the target as JSON, complete but for the images: it is needed when the source's object is
     /// already gone, so it is decided and replicated before.
     pub target_pod: String,
+}
+
+/// A checkpoint of an ended migration that is in the store still.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeptCheckpoint {
+    /// Whose it is.
+    pub migration: MigrationId,
+    /// The manifest's key.
+    pub manifest_key: String,
+    /// blake3 of the manifest, hex.
+    pub manifest_blake3: String,
 }
 
 /// A container that moves.

@@ -69,6 +69,11 @@ pub enum Command {
         /// Which.
         id: MigrationId,
     },
+    /// The kept checkpoint of an ended migration is not wanted any more.
+    LetGo {
+        /// Of which.
+        id: MigrationId,
+    },
     /// A worker with a journal we don't know.
     Register {
         /// Of which node.
@@ -186,6 +191,7 @@ impl State {
                 self.declare_dead(at, id, node, at_ms).map(Applied::Phase)
             }
             Command::Cleared { id } => self.cleared(id).map(Applied::Phase),
+            Command::LetGo { id } => self.let_go(id).map(Applied::Phase),
             Command::Register { node, journal } => {
                 Ok(Applied::Registered(self.register(at, node, journal)))
             }
@@ -258,7 +264,11 @@ impl State {
             return known.phase;
         }
         let (plan, mut refusals) = match decision {
-            Decision::Plan(plan) => (Some(*plan), Vec::new()),
+            Decision::Plan(mut plan) => {
+                // It may have been let go of since the plan was made.
+                plan.base = plan.base.take_if(|base| self.is_kept(&base.migration));
+                (Some(*plan), Vec::new())
+            }
             Decision::Refuse(reasons) => (None, reasons),
         };
         if let Some(other) = self.under_way_for(&request.pod) {
@@ -298,6 +308,7 @@ impl State {
             restored: None,
             unclean: None,
             left_over: None,
+            kept: false,
             dead: BTreeMap::new(),
             spans,
         };
@@ -403,6 +414,20 @@ impl State {
         Ok(migration.phase)
     }
 
+    /// At once, or as soon as nothing stands on it: until then it is old.
+    fn let_go(&mut self, id: MigrationId) -> Result<Phase, Rejection> {
+        let is_needed = self.is_base(&id);
+        let Some(migration) = self.migrations.get_mut(&id) else {
+            return Err(Rejection::NoSuchMigration(id));
+        };
+        if migration.kept {
+            let migration = Arc::make_mut(migration);
+            migration.kept = is_needed;
+            migration.request.keep_checkpoint_ms = Some(0);
+        }
+        Ok(migration.phase)
+    }
+
     fn register(&mut self, at: Revision, node: NodeName, journal: String) -> Revision {
         match self.workers.get(&node) {
             Some(known) if known.journal == journal => known.at,
@@ -420,8 +445,9 @@ impl State {
         let mut ended: Vec<(Revision, &MigrationId)> = self
             .migrations
             .values()
-            // One that still owes something must not be forgotten: a node that comes back would keep what it holds.
-            .filter(|m| m.phase.ended() && m.left_over.is_none())
+            // One that still owes something must not be forgotten: a node that comes back would keep what it holds. Nor one
+            // whose checkpoint is kept, which nobody would let go of.
+            .filter(|m| m.phase.ended() && m.left_over.is_none() && !m.kept)
             .map(|m| (m.submitted, &m.id))
             .collect();
         let surplus = ended.len().saturating_sub(HISTORY_MAX);

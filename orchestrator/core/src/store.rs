@@ -19,6 +19,8 @@ pub enum Owner {
     UnderWay,
     /// It has ended, and its checkpoint is all that is left of the pod: only a person may remove it.
     LastCopy,
+    /// It has ended, and its checkpoint is a base for the pod's next migration.
+    Kept,
     /// It has ended, and nothing of it is needed.
     Ended,
     /// The log does not know it: it was forgotten, or another cluster shares the bucket.
@@ -39,6 +41,7 @@ impl Owner {
         match migration.phase.ended() {
             false => Self::UnderWay,
             true if is_last_copy(migration) => Self::LastCopy,
+            true if migration.kept => Self::Kept,
             true => Self::Ended,
         }
     }
@@ -47,7 +50,7 @@ impl Owner {
     #[must_use]
     pub fn is_garbage(self, unknown_too: bool) -> bool {
         match self {
-            Self::UnderWay | Self::LastCopy => false,
+            Self::UnderWay | Self::LastCopy | Self::Kept => false,
             Self::Ended => true,
             Self::Unknown => unknown_too,
         }

@@ -4,7 +4,8 @@
 use std::collections::BTreeMap;
 
 use crate::{
-    id::{NodeName, PodRef, PodUid},
+    id::{MigrationId, NodeName, PodRef, PodUid},
+    plan::KeptCheckpoint,
     refusal::Finding,
 };
 
@@ -19,6 +20,8 @@ pub struct View {
     pub target_pods: Vec<TargetPodView>,
     /// What the source's worker saw of the pod's processes; the error says why it could not look.
     pub inspection: Result<InspectionView, String>,
+    /// A kept checkpoint of this pod, by the log.
+    pub base: Option<KeptCheckpoint>,
 }
 
 /// The pod as the API server has it.
@@ -36,6 +39,8 @@ pub struct PodView {
     pub ip: String,
     /// `metadata.deletionTimestamp` is set.
     pub deleting: bool,
+    /// The migration that restored it, by its annotation.
+    pub restored_by: Option<MigrationId>,
     /// Kind and name of the controlling owner.
     pub controller: Option<(String, String)>,
     /// A mirror of a static pod (annotation `kubernetes.io/config.mirror`).

@@ -89,6 +89,7 @@ fn other_commands(phase: Phase) -> Vec<(String, Command)> {
         };
         commands.push((name.to_owned(), command));
     }
+    commands.push(("let go".to_owned(), Command::LetGo { id: id.clone() }));
     commands.push((
         "stale report".to_owned(),
         Command::Report {

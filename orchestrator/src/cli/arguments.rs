@@ -142,6 +142,10 @@ pub struct PodArguments {
     /// [default: as many as pay; 0: none]
     #[arg(long, value_parser = clap::value_parser!(u32).range(0..=5), value_name = "N")]
     pub rounds: Option<u32>,
+    /// Leave the checkpoint in the store for so long, as 12h: the rounds of the pod's next migration are differences to it
+    /// [default: it is removed at the end]
+    #[arg(long, value_parser = humantime::parse_duration, value_name = "DURATION", conflicts_with = "dry_run")]
+    pub keep_checkpoint: Option<Duration>,
     /// Ask this address all the while, and say how long nobody answered (a Service's, as http://10.96.12.7:8080/)
     #[arg(long, value_name = "URL", conflicts_with = "dry_run")]
     pub probe: Option<Address>,

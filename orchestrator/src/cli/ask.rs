@@ -83,6 +83,7 @@ fn request(namespace: &str, arguments: &PodArguments, now_unix_ns: u128) -> PodM
         wait: _,
         max_freeze,
         rounds,
+        keep_checkpoint,
         probe: _,
         output: _,
     } = arguments;
@@ -101,13 +102,18 @@ fn request(namespace: &str, arguments: &PodArguments, now_unix_ns: u128) -> PodM
             target_node: to.clone(),
             max_freeze_milliseconds: max_freeze
                 .map(|freeze| u64::try_from(freeze.as_millis()).unwrap_or(u64::MAX)),
-            // Rounded up: half a second asked for is not none.
-            timeout_seconds: Some(timeout.as_secs() + u64::from(timeout.subsec_nanos() > 0)),
+            timeout_seconds: Some(whole_seconds(*timeout)),
             dry_run: *dry_run,
             rounds: *rounds,
+            keep_checkpoint_seconds: keep_checkpoint.map(whole_seconds),
         },
         status: None,
     }
+}
+
+/// Rounded up: half a second asked for is not none.
+fn whole_seconds(duration: Duration) -> u64 {
+    duration.as_secs() + u64::from(duration.subsec_nanos() > 0)
 }
 
 fn now_unix_ns() -> u128 {
@@ -230,6 +236,7 @@ mod tests {
             wait: true,
             max_freeze: Some(Duration::from_secs(2)),
             rounds: Some(2),
+            keep_checkpoint: Some(Duration::from_millis(500)),
             probe: None,
             output: None,
         };
@@ -240,5 +247,10 @@ mod tests {
         assert_eq!(object.spec.max_freeze_milliseconds, Some(2_000));
         assert!(object.spec.dry_run);
         assert_eq!(object.spec.rounds, Some(2));
+        assert_eq!(
+            object.spec.keep_checkpoint_seconds,
+            Some(1),
+            "half a second is not none"
+        );
     }
 }

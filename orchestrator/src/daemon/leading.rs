@@ -81,19 +81,9 @@ impl Leading {
                 name
             });
         };
-        let world = World {
-            cluster: Arc::new(RealCluster::new(client.clone())),
-            nodes: Arc::new(workers.clone()),
-            clock: Arc::new(SystemTimeOfDay),
-        };
-        let driver = Driver {
-            perform: Arc::new(world.clone()),
-            propose: proposer.clone(),
-            state: log.state(),
-            leader: leader.clone(),
-            clock: Arc::new(SystemTimeOfDay),
-        };
+        let (driver, janitor) = self.at_work(&proposer, leader);
         part("driver", Box::pin(driver.run()));
+        part("janitor", Box::pin(janitor.run()));
         let (intake_out, intake_in) = mpsc::channel(INTAKE_QUEUED_MAX);
         part("intake", Box::pin(intake::run(client.clone(), intake_out)));
         let desk = Desk {
@@ -116,24 +106,44 @@ impl Leading {
                 Box::pin(exporter.run(log.state(), leader.clone())),
             );
         }
-        let store_proposer = proposer.clone();
-        let janitor = Janitor {
-            clear: Arc::new(world),
-            propose: proposer,
-            state: log.state(),
-            leader: leader.clone(),
-        };
-        part("janitor", Box::pin(janitor.run()));
         let store = StoreDesk {
             client: client.clone(),
             keeper: Arc::new(workers.clone()),
-            propose: store_proposer,
+            propose: proposer,
             state: log.state(),
         };
         part("store", Box::pin(store.run()));
         let members = membership::run(log.clone(), record.clone(), book.clone());
         part("membership", Box::pin(members));
         Ok(parts)
+    }
+
+    /// Who performs what is due, and who clears up behind it: in one and the same world.
+    fn at_work(
+        &self,
+        proposer: &Arc<Proposer>,
+        leader: &watch::Receiver<bool>,
+    ) -> (Driver, Janitor) {
+        let world = World {
+            cluster: Arc::new(RealCluster::new(self.client.clone())),
+            nodes: Arc::new(self.workers.clone()),
+            clock: Arc::new(SystemTimeOfDay),
+        };
+        let driver = Driver {
+            perform: Arc::new(world.clone()),
+            propose: proposer.clone(),
+            state: self.log.state(),
+            leader: leader.clone(),
+            clock: Arc::clone(&world.clock),
+        };
+        let janitor = Janitor {
+            clock: Arc::clone(&world.clock),
+            clear: Arc::new(world),
+            propose: proposer.clone(),
+            state: self.log.state(),
+            leader: leader.clone(),
+        };
+        (driver, janitor)
     }
 }
 

@@ -206,6 +206,9 @@ pub fn request(object: &PodMigration) -> Request {
             .map(|seconds| seconds.saturating_mul(1000)),
         dry_run: spec.dry_run,
         rounds_max: spec.rounds,
+        keep_checkpoint_ms: spec
+            .keep_checkpoint_seconds
+            .map(|seconds| seconds.saturating_mul(1000)),
     }
 }
 

@@ -63,6 +63,10 @@ pub struct PodMigrationSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(max = 5))]
     pub rounds: Option<u32>,
+    /// After the migration its checkpoint stays in the store for so many seconds, and the rounds of the pod's next
+    /// migration are differences to it. Left out: it is removed at the end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keep_checkpoint_seconds: Option<u64>,
 }
 
 /// What became of it.
@@ -104,6 +108,9 @@ pub struct PodMigrationStatus {
     /// Nodes that a person declared dead: no word is waited for from them.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub dead_nodes: Vec<String>,
+    /// Its checkpoint is in the store still, for the pod's next migration.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub checkpoint_kept: bool,
     /// The plan, in numbers.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub plan: Option<StatusPlan>,
@@ -180,6 +187,9 @@ pub struct StatusPlan {
     pub checkpoint_predicted_bytes: u64,
     /// Rounds before the freeze, at most.
     pub rounds_max: u32,
+    /// UID of the earlier migration whose kept checkpoint the first round is a difference to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub base: Option<String>,
 }
 
 /// A round that was sent ahead.

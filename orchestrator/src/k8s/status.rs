@@ -42,6 +42,7 @@ pub fn project(migration: &Migration) -> PodMigrationStatus {
         stuck: migration.stuck.as_ref().map(finding),
         left_over: migration.left_over.as_ref().map(finding),
         dead_nodes: migration.dead.keys().map(|node| node.0.clone()).collect(),
+        checkpoint_kept: migration.kept,
         plan: plan.map(status_plan),
         freeze: freeze_ms.map(duration),
         freeze_milliseconds: freeze_ms,
@@ -133,6 +134,7 @@ fn status_plan(plan: &Plan) -> StatusPlan {
         freeze_predicted_milliseconds: plan.freeze_predicted_ms,
         checkpoint_predicted_bytes: plan.archive_predicted_bytes,
         rounds_max: plan.rounds_max,
+        base: plan.base.as_ref().map(|base| base.migration.0.to_string()),
     }
 }
 

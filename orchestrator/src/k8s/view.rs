@@ -12,7 +12,7 @@ use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::{Api, Client, api::ListParams};
 use orchestrator_core::{
     id::{NodeName, PodRef},
-    plan::Request,
+    plan::{KeptCheckpoint, Request},
     view::{InspectionView, NodeView, PodView, TaintView, TargetPodView, View, WorkerView},
 };
 
@@ -44,6 +44,7 @@ pub async fn gather(
     pod: Option<PodView>,
     workers: &BTreeMap<NodeName, WorkerView>,
     inspection: Result<InspectionView, String>,
+    base: Option<KeptCheckpoint>,
 ) -> Result<View, CallError> {
     let target = &request.target;
     let nodes: Api<Node> = Api::all(client.clone());
@@ -75,6 +76,7 @@ pub async fn gather(
         nodes: nodes.collect(),
         target_pods: target_pods.items.iter().map(neighbour).collect(),
         inspection,
+        base,
     })
 }
 

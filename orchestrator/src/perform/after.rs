@@ -346,6 +346,7 @@ impl Act<'_> {
             .settle_restored(self.plan, &restored.pod_uid, &self.due.id)
             .await?;
         let alive = !self.is_dead(&restored.node);
+        let store = !self.migration.keeps_checkpoint();
         if alive {
             self.disarm(restored).await?;
         }
@@ -354,12 +355,13 @@ impl Act<'_> {
         }
         if alive {
             self.first_readiness().await?;
-            self.tidy(&restored.node, true, &restored.images, SHORT_STEP_WITHIN)
+            self.tidy(&restored.node, store, &restored.images, SHORT_STEP_WITHIN)
                 .await?;
         }
         for node in [&source, &target] {
             if *node != restored.node && !self.is_dead(node) {
-                self.tidy(node, !alive, &[], SHORT_STEP_WITHIN).await?;
+                self.tidy(node, store && !alive, &[], SHORT_STEP_WITHIN)
+                    .await?;
             }
         }
         Ok(())

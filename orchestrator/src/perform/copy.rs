@@ -3,8 +3,12 @@
 //!
 //! Nothing depends on a round: one that failed, was lost or never came makes the freeze longer and nothing else. So a
 //! failure ends the copying and not the migration.
+//!
+//! The first is a difference to a checkpoint that an earlier migration of the pod has left in the store, where there is
+//! one: the source fetches that, and the target what the round says it stands on.
 
 use orchestrator_core::{
+    id::NodeName,
     migration::{Done, Outcome, Round},
     planner::another_round,
 };
@@ -22,10 +26,14 @@ impl Act<'_> {
     }
 
     async fn copy_now(&mut self) -> Result<Outcome, Ended> {
+        let base = match self.migration.rounds.last() {
+            Some(round) => Some(base(round)),
+            None => self.fetch_kept().await,
+        };
         let copy = wire::Copy {
             pod: Some(self.source_pod()),
             store_prefix: format!("checkpoints/{}/{}/", self.due.id, self.due.revision),
-            base: self.migration.rounds.last().map(base),
+            base,
             budget_ms: ROUND_MS,
         };
         let (source, target) = (self.plan.source.clone(), self.plan.target.clone());
@@ -50,19 +58,11 @@ impl Act<'_> {
             stored_bytes,
             packs: _,
         } = copied;
-        let receive = wire::Receive {
-            round: Some(wire::Base {
-                manifest_key: manifest_key.clone(),
-                manifest_blake3: manifest_blake3.clone(),
-            }),
+        let round = wire::Base {
+            manifest_key: manifest_key.clone(),
+            manifest_blake3: manifest_blake3.clone(),
         };
-        self.must(
-            &target,
-            step_request::Kind::Receive(receive),
-            LONG_STEP_WITHIN,
-            "ReceiveFailed",
-        )
-        .await?;
+        self.receive(&target, round).await?;
         let now_ms = self.world.clock.unix_ms();
         let round = Round {
             manifest_key,
@@ -74,6 +74,31 @@ impl Act<'_> {
         let made = self.migration.rounds.len() + 1;
         let again = another_round(self.plan, &self.migration.request, made, round.took_ms);
         Ok(Outcome::Done(Done::Copied { round, again }))
+    }
+
+    /// The planned base, if the source has it now; without, the round is sent whole.
+    async fn fetch_kept(&mut self) -> Option<wire::Base> {
+        let kept = self.plan.base.as_ref()?;
+        let base = wire::Base {
+            manifest_key: kept.manifest_key.clone(),
+            manifest_blake3: kept.manifest_blake3.clone(),
+        };
+        let source = self.plan.source.clone();
+        match self.receive(&source, base.clone()).await {
+            Ok(()) => Some(base),
+            Err(Ended(outcome)) => {
+                let why = outcome.words();
+                tracing::info!(migration = %self.due.id, why, "the round is sent whole");
+                None
+            }
+        }
+    }
+
+    async fn receive(&mut self, node: &NodeName, round: wire::Base) -> Result<(), Ended> {
+        let receive = step_request::Kind::Receive(wire::Receive { round: Some(round) });
+        self.must(node, receive, LONG_STEP_WITHIN, "ReceiveFailed")
+            .await
+            .map(drop)
     }
 }
 

@@ -84,6 +84,7 @@ pub(crate) fn plan() -> Plan {
         freeze_predicted_ms: 1_000,
         archive_predicted_bytes: 1,
         rounds_max: 1,
+        base: None,
         timeout_ms: 600_000,
         warnings: vec![],
         target_pod: "{}".to_owned(),
@@ -104,6 +105,7 @@ async fn submitted(model: &Arc<Model>) -> Arc<Log> {
         timeout_ms: None,
         dry_run: false,
         rounds_max: None,
+        keep_checkpoint_ms: None,
     };
     let decision = Decision::Plan(Box::new(plan.clone()));
     let command = Command::Submit {

@@ -79,6 +79,7 @@ fn state() -> State {
             timeout_ms: None,
             dry_run,
             rounds_max: None,
+            keep_checkpoint_ms: None,
         };
         let command = Command::Submit {
             id: id.into(),

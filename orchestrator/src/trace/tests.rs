@@ -62,6 +62,7 @@ fn migration() -> Migration {
             timeout_ms: None,
             dry_run: false,
             rounds_max: None,
+            keep_checkpoint_ms: None,
         },
         plan: None,
         refusals: vec![],
@@ -86,6 +87,7 @@ fn migration() -> Migration {
         restored: None,
         unclean: None,
         left_over: None,
+        kept: false,
         dead: Default::default(),
         spans: vec![
             span("request", "", "orchestrator", 900, 990),

@@ -2,7 +2,8 @@
 //! registry answers for. The order of effects is the production data path's; the bytes are not there.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::{MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -45,8 +46,11 @@ impl Data for Hands {
             migration,
             prefix,
             archives,
-            base: _,
+            base,
         } = what;
+        // Sent whole where this process has not the base.
+        let base = base.filter(|base| self.has_base(migration, &base.manifest_blake3));
+        let base = base.map(|base| (base.manifest_key.clone(), base.manifest_blake3.clone()));
         let mut memories = BTreeMap::new();
         let mut packs = Vec::new();
         let mut pod = String::new();
@@ -58,7 +62,7 @@ impl Data for Hands {
             pod = archive.pod;
             packs.push(format!("{prefix}packs/{container}"));
         }
-        let manifest_blake3 = format!("{memories:?}");
+        let manifest_blake3 = format!("{memories:?} on {base:?}");
         let manifest_key = format!("{prefix}manifest.json");
         let saved = Saved {
             manifest_key: manifest_key.clone(),
@@ -71,6 +75,7 @@ impl Data for Hands {
             pod,
             memories,
             packs: packs.clone(),
+            base,
             blake3: manifest_blake3,
         };
         if self.sim.makes(Mistake::CommitBeforeTheManifest) {
@@ -90,13 +95,22 @@ impl Data for Hands {
     }
 
     async fn copy(&self, what: Stores<'_>, progress: &ProgressFn) -> Result<Saved, DataError> {
-        self.save(what, progress).await
+        let saved = self.save(what, progress).await?;
+        self.keep_base(what.migration, &saved.manifest_blake3);
+        let own = format!("checkpoints/{}/", what.migration);
+        let others = what
+            .base
+            .filter(|base| !base.manifest_key.starts_with(&own));
+        if let Some(base) = others.filter(|_| self.sim.makes(Mistake::BaseCollected)) {
+            let removed = self.store.remove(&base.manifest_key).await;
+            removed.map_err(DataError)?;
+        }
+        Ok(saved)
     }
 
-    /// A round is a hint: its bytes are read, and nothing else comes of it.
     async fn receive(
         &self,
-        _migration: &str,
+        migration: &str,
         request: &Receive,
         _progress: &ProgressFn,
         _give_way: &CancellationToken,
@@ -105,10 +119,8 @@ impl Data for Hands {
             manifest_key,
             manifest_blake3,
         } = request.round.clone().unwrap_or_default();
-        let manifest = self.store.manifest(&manifest_key, &manifest_blake3).await;
-        for pack in &manifest.map_err(DataError)?.packs {
-            self.store.pack(pack).await.map_err(DataError)?;
-        }
+        let fetched = self.base(migration, &manifest_key, &manifest_blake3).await;
+        fetched.map_err(DataError)?;
         Ok(Vec::new())
     }
 
@@ -121,11 +133,9 @@ impl Data for Hands {
         give_way: &CancellationToken,
     ) -> Result<(Delivered, Vec<Span>), DataError> {
         let gave_way = || DataError("given up for a newer step".to_owned());
-        let fetched = give_way.run_until_cancelled(self.fetch(request)).await;
+        let fetch = self.fetch(migration, request);
+        let fetched = give_way.run_until_cancelled(fetch).await;
         let manifest = fetched.ok_or_else(gave_way)?.map_err(DataError)?;
-        if manifest.migration != migration {
-            return Err(DataError("it is another migration's".to_owned()));
-        }
         let mut images = Vec::new();
         for (container, memory) in manifest.memories {
             let reference = format!("{}{container}:r{revision}", prefix(migration));
@@ -214,6 +224,7 @@ impl Data for Hands {
         })
         .await;
         self.forget_images(migration).await;
+        self.forget_bases(migration);
         let uid = request.pod.as_ref().map_or("", |pod| pod.uid.as_str());
         if uid.is_empty() {
             return Ok(());
@@ -237,10 +248,15 @@ impl Data for Hands {
         })
         .await;
         self.forget_images(migration).await;
-        if request.store_prefix.is_empty() {
+        self.forget_bases(migration);
+        let prefix = match self.sim.makes(Mistake::KeptNotKept) {
+            true => format!("checkpoints/{migration}/"),
+            false => request.store_prefix.clone(),
+        };
+        if prefix.is_empty() {
             return Ok(());
         }
-        let removed = self.store.remove(&request.store_prefix).await;
+        let removed = self.store.remove(&prefix).await;
         removed.map_err(DataError)
     }
 
@@ -283,17 +299,58 @@ impl Data for Hands {
 }
 
 impl Hands {
-    async fn fetch(&self, request: &Deliver) -> Result<Manifest, String> {
+    async fn fetch(&self, migration: &str, request: &Deliver) -> Result<Manifest, String> {
         let Deliver {
             pod: _,
             manifest_key,
             manifest_blake3,
         } = request;
         let manifest = self.store.manifest(manifest_key, manifest_blake3).await?;
+        if manifest.migration != migration {
+            return Err("it is another migration's".to_owned());
+        }
+        self.bytes_of(migration, &manifest).await?;
+        Ok(manifest)
+    }
+
+    /// Everything that it is put together from.
+    async fn bytes_of(&self, migration: &str, manifest: &Manifest) -> Result<(), String> {
+        if let Some((key, blake3)) = &manifest.base {
+            // In a box: it may need what is below it in turn.
+            Box::pin(self.base(migration, key, blake3)).await?;
+        }
         for pack in &manifest.packs {
             self.store.pack(pack).await?;
         }
-        Ok(manifest)
+        Ok(())
+    }
+
+    async fn base(&self, migration: &str, key: &str, blake3: &str) -> Result<(), String> {
+        if self.has_base(migration, blake3) {
+            return Ok(());
+        }
+        let manifest = self.store.manifest(key, blake3).await?;
+        self.bytes_of(migration, &manifest).await?;
+        self.keep_base(migration, blake3);
+        Ok(())
+    }
+
+    fn bases(&self) -> MutexGuard<'_, BTreeSet<(String, String)>> {
+        self.bases.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn has_base(&self, migration: &str, blake3: &str) -> bool {
+        let name = (migration.to_owned(), blake3.to_owned());
+        self.bases().contains(&name)
+    }
+
+    fn keep_base(&self, migration: &str, blake3: &str) {
+        let name = (migration.to_owned(), blake3.to_owned());
+        self.bases().insert(name);
+    }
+
+    fn forget_bases(&self, migration: &str) {
+        self.bases().retain(|(of, _)| of != migration);
     }
 
     async fn forget_images(&self, migration: &str) {

@@ -3,7 +3,9 @@
 //! before and after each.
 
 use std::{
+    collections::BTreeSet,
     path::{Path, PathBuf},
+    sync::{Arc, Mutex},
     time::{Duration, SystemTime},
 };
 
@@ -42,6 +44,8 @@ pub struct Hands {
     pub clock: WallClock,
     /// The store as this process reaches it.
     pub store: Store,
+    /// Checkpoints whose bytes this process has: of which migration, and the manifest's hash.
+    pub bases: Arc<Mutex<BTreeSet<(String, String)>>>,
 }
 
 impl Hands {

@@ -26,6 +26,8 @@ pub enum Mistake {
     WithdrawNotProved,
     GivenUpWithoutABar,
     MajorityNotAsked,
+    KeptNotKept,
+    BaseCollected,
 }
 
 /// Mistakes that are made together, their name on the command line and in the table, and within how many seeds they must
@@ -57,7 +59,7 @@ const fn known(
 }
 
 /// All of them.
-pub const MISTAKES: [Known; 17] = [
+pub const MISTAKES: [Known; 19] = [
     known(
         &[Mistake::CommitBeforeTheManifest],
         "commit before the manifest is durable",
@@ -159,6 +161,18 @@ pub const MISTAKES: [Known; 17] = [
         "a restore given up without a bar",
         "Nodes wrapper",
         20_000,
+    ),
+    known(
+        &[Mistake::KeptNotKept],
+        "a kept checkpoint removed at the end",
+        "data path wrapper",
+        2_000,
+    ),
+    known(
+        &[Mistake::BaseCollected],
+        "a base collected under a round that stands on it",
+        "data path wrapper",
+        2_000,
     ),
 ];
 

@@ -193,6 +193,7 @@ fn leading(
 ) -> (Driver, Janitor) {
     let clock = Arc::clone(&world.clock);
     let janitor = Janitor {
+        clock: Arc::clone(&clock),
         clear: Arc::new(world.clone()),
         propose: proposer.clone(),
         state: state.clone(),

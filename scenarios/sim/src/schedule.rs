@@ -86,6 +86,8 @@ pub struct Schedule {
     pub limits: Limits,
     /// Rounds before each freeze.
     pub rounds_max: u32,
+    /// Checkpoints stay in the store for so long, as bases for what comes after.
+    pub keep_ms: Option<u64>,
 }
 
 impl Schedule {
@@ -121,6 +123,7 @@ impl Schedule {
             calm_at_ms: 0,
             limits: LIMITS,
             rounds_max: 0,
+            keep_ms: None,
         }
     }
 
@@ -132,6 +135,10 @@ impl Schedule {
         let mut schedule = Self::quiet(seed);
         // Every fourth, and two with each: the dice of the others fall as they did before there were rounds.
         schedule.rounds_max = if seed % 4 == 1 { 2 } else { 0 };
+        // Of these every other one: kept until the next move is under way, or for ever.
+        if seed % 8 == 5 {
+            schedule.keep_ms = Some(*Dice::new(seed, 4).one(&[300, 2_000, 3_600_000]));
+        }
         schedule.peers = if dice.hits(300) { 1 } else { 3 };
         let nodes = dice.of(2..=3);
         schedule.nodes = (1..=nodes).map(|n| node(dice, n)).collect();

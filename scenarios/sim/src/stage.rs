@@ -73,6 +73,8 @@ struct Stage {
     calm_at_ms: u64,
     /// Of every plan.
     rounds_max: u32,
+    /// Of every request.
+    keep_ms: Option<u64>,
 }
 
 impl Stage {
@@ -85,6 +87,7 @@ impl Stage {
             nodes: schedule.nodes.iter().map(|n| n.name.clone()).collect(),
             calm_at_ms: schedule.calm_at_ms,
             rounds_max: schedule.rounds_max,
+            keep_ms: schedule.keep_ms,
         });
         stage.start_processes(&schedule);
         let mut users = tokio::task::JoinSet::new();
@@ -145,7 +148,13 @@ impl Stage {
 
     async fn wait_for_the_end(&self, users: &mut tokio::task::JoinSet<()>) {
         let within = Duration::from_millis(CALM_MS_MAX);
-        let all = async { while users.join_next().await.is_some() {} };
+        let all = async {
+            while users.join_next().await.is_some() {}
+            // Users lose sight of a migration whose pod is gone before the log knew of it.
+            while !self.sim.ledger(|ledger, _| verdict::have_all_ended(ledger)) {
+                tokio::time::sleep(LOOK_EVERY).await;
+            }
+        };
         if tokio::time::timeout(within, all).await.is_err() {
             let what = self.sim.ledger(|ledger, _| verdict::not_ended(ledger));
             self.sim.violated(format!("never ended: {what}"));
@@ -201,7 +210,8 @@ impl Stage {
 
     /// As the planner does: of a pod that runs whole, and to a node where it is not.
     fn plan(&self, pod: &PodSketch, wish: &Move) -> Option<Plan> {
-        self.sim.look(|inner| {
+        let now_ms = self.clocks["peer1"].unix_ms();
+        self.sim.ledger(|ledger, inner| {
             let object = inner.truth.objects.pod(&pod.name)?;
             // One that was just made is bound to no node yet.
             if object.deleting || object.node.is_empty() {
@@ -210,6 +220,10 @@ impl Stage {
             let others: Vec<&String> = self.nodes.iter().filter(|n| **n != object.node).collect();
             let target = usize::try_from(wish.target).ok()? % others.len();
             let local = inner.truth.machine(&object.node).pods.get(&object.uid)?;
+            let base = local.made_by.as_deref().and_then(|made_by| {
+                let state = ledger.newest()?;
+                state.base_after(&pod_ref(&pod.name), &made_by.into(), now_ms)
+            });
             let containers = pod.containers.iter().map(|name| {
                 let container = local.alive().find(|c| c.name == *name)?;
                 Some(PlannedContainer {
@@ -235,6 +249,7 @@ impl Stage {
                 freeze_predicted_ms: 1_000,
                 archive_predicted_bytes: 1,
                 rounds_max: self.rounds_max,
+                base,
                 timeout_ms: 60_000,
                 warnings: Vec::new(),
                 target_pod: object_of(pod, others[target]).to_string(),
@@ -251,6 +266,7 @@ impl Stage {
             dry_run: false,
             // A word of the user: each round is followed by another one.
             rounds_max: Some(self.rounds_max),
+            keep_checkpoint_ms: self.keep_ms,
         };
         Command::Submit {
             id: id.into(),

@@ -24,6 +24,8 @@ pub struct Manifest {
     pub memories: BTreeMap<String, Memory>,
     /// Keys of the packs it needs.
     pub packs: Vec<String>,
+    /// What it is a difference to: the key of another manifest, and its hash.
+    pub base: Option<(String, String)>,
     /// Its own hash.
     pub blake3: String,
 }
@@ -42,26 +44,30 @@ impl Stored {
         self.manifests.values().any(|manifest| {
             manifest.pod == pod
                 && manifest.memories.get(container) == Some(&memory)
-                && manifest.packs.iter().all(|key| self.packs.contains(key))
+                && self.has_all_of(manifest)
         })
     }
 
-    /// Is there this manifest, and everything that it names?
+    /// Is there this manifest, and everything that it names, also what it is a difference to?
     #[must_use]
     pub fn is_whole(&self, key: &str) -> bool {
         let manifest = self.manifests.get(key);
-        manifest.is_some_and(|m| m.packs.iter().all(|pack| self.packs.contains(pack)))
+        manifest.is_some_and(|manifest| self.has_all_of(manifest))
+    }
+
+    fn has_all_of(&self, manifest: &Manifest) -> bool {
+        let mut packs = manifest.packs.iter();
+        let base = manifest.base.as_ref();
+        packs.all(|pack| self.packs.contains(pack))
+            && base.is_none_or(|(key, _)| self.is_whole(key))
     }
 
     /// Whose memories these keys are part of.
     #[must_use]
     pub fn of(&self, keys: &[String]) -> Vec<(String, String, Memory)> {
-        let named = |key: &String, manifest: &Manifest| {
-            keys.contains(key) || manifest.packs.iter().any(|pack| keys.contains(pack))
-        };
         self.manifests
             .iter()
-            .filter(|(key, manifest)| named(key, manifest))
+            .filter(|(key, manifest)| self.needs(key, manifest, keys))
             .flat_map(|(_, manifest)| {
                 let pod = manifest.pod.clone();
                 manifest
@@ -70,6 +76,14 @@ impl Stored {
                     .map(move |(name, memory)| (pod.clone(), name.clone(), *memory))
             })
             .collect()
+    }
+
+    fn needs(&self, key: &String, manifest: &Manifest, keys: &[String]) -> bool {
+        let base = manifest.base.as_ref();
+        let below = base.and_then(|(key, _)| self.manifests.get_key_value(key));
+        keys.contains(key)
+            || manifest.packs.iter().any(|pack| keys.contains(pack))
+            || below.is_some_and(|(key, manifest)| self.needs(key, manifest, keys))
     }
 
     /// Every key.

@@ -55,6 +55,14 @@ pub fn has_ended(ledger: &Ledger, id: &str) -> bool {
     find(ledger, id).is_some_and(|migration| migration.phase.ended())
 }
 
+/// Has every one?
+#[must_use]
+pub fn have_all_ended(ledger: &Ledger) -> bool {
+    let all = ledger.newest().into_iter();
+    all.flat_map(|state| state.migrations.values())
+        .all(|migration| migration.phase.ended())
+}
+
 /// Its phase, and at which index it was entered.
 #[must_use]
 pub fn phase(ledger: &Ledger, id: &str) -> Option<(Phase, u64)> {
@@ -117,8 +125,16 @@ fn wrong(ledger: &Ledger, inner: &mut Inner) -> Vec<String> {
             wrong.push(format!("{} left something over: {left}", migration.id));
         }
         let below = format!("checkpoints/{}/", migration.id);
-        if inner.truth.stored.keys().any(|key| key.starts_with(&below)) {
+        let stored = &inner.truth.stored;
+        if !migration.kept && stored.keys().any(|key| key.starts_with(&below)) {
             wrong.push(format!("{} left packs in the store", migration.id));
+        }
+        let checkpoint = migration.checkpoint.iter().filter(|_| migration.kept);
+        for kept in checkpoint.filter(|kept| !stored.is_whole(&kept.manifest_key)) {
+            wrong.push(format!(
+                "{} keeps {}, which is not whole",
+                migration.id, kept.manifest_key
+            ));
         }
     }
     for (name, machine) in &inner.truth.machines {

@@ -85,6 +85,7 @@ async fn live(sim: Sim, life: Life, node: String, boot: u32, clock: WallClock, d
             sim: sim.clone(),
             life: life.clone(),
         },
+        bases: Arc::default(),
     };
     let (journal, queue) = Journal::kept_by_caller();
     let config = config(&node);

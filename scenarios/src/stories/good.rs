@@ -15,7 +15,7 @@ pub use images::{by_pull, by_secret, through_the_store};
 pub use many::ten_at_once;
 pub use moto::moto;
 pub use redis::redis_under_load;
-pub use rounds::{lost as rounds_lost, sent_ahead};
+pub use rounds::{kept as kept_checkpoint, lost as rounds_lost, sent_ahead};
 pub use store::cleared_up as store_cleared_up;
 
 use super::{Stage, client::Client};

@@ -28,6 +28,9 @@ pub const MENDED_WITHIN: Duration = Duration::from_secs(60);
 /// Leftovers of an undone migration are cleared away behind the user's back, within this.
 const CLEARED_WITHIN: Duration = Duration::from_secs(40);
 
+/// A checkpoint that was left is some dozen objects, of which these tell enough.
+const LEFT_SHOWN: usize = 5;
+
 /// The processes of this name in node `n`, by their numbers on the host.
 pub fn processes(lab: &Lab, n: u8, name: &str) -> Vec<u32> {
     let group = format!("/{}/{}", lab.site.cgroup(), Site::node_name(n));
@@ -319,7 +322,7 @@ impl Drop for SlowAdmission<'_> {
 }
 
 /// Insists that nothing of the story's migrations is left anywhere; a pod restored from one may keep the names it runs
-/// under.
+/// under, and the store what was to be kept.
 pub fn nothing_left(stage: &Stage) -> Result<()> {
     nothing_left_but(stage, &mut Vec::new())
 }
@@ -337,7 +340,8 @@ pub fn nothing_left_but(stage: &Stage, known: &mut Vec<String>) -> Result<()> {
         },
     );
     known.extend(last.iter().cloned());
-    cleared.with_context(|| format!("left over: {}", last.join("; ")))
+    let shown = &last[..last.len().min(LEFT_SHOWN)];
+    cleared.with_context(|| format!("left over, {} in all: {}", last.len(), shown.join("; ")))
 }
 
 fn left(stage: &Stage) -> Result<Vec<String>> {
@@ -367,25 +371,24 @@ fn left(stage: &Stage) -> Result<Vec<String>> {
         );
         left.extend(images(stage, n, &migrations)?.into_iter().map(at));
     }
-    for uid in &uids {
-        for kind in ["checkpoints", "images"] {
-            let folder = stage
-                .lab
-                .folder()?
-                .join("s3")
-                .join(s3::BUCKET)
-                .join(kind)
-                .join(uid);
-            left.extend(
-                files_below(&folder)?
-                    .into_iter()
-                    .map(|path| format!("S3: {}", path.display())),
-            );
-        }
+    let kept = |migration: &&Value| migration["status"]["checkpointKept"] == true;
+    let not_kept = migrations.iter().filter(|migration| !kept(migration));
+    for uid in not_kept.filter_map(|migration| migration["metadata"]["uid"].as_str()) {
+        let stored = stored(stage, uid)?.into_iter();
+        left.extend(stored.map(|path| format!("S3: {}", path.display())));
     }
     left.extend(frozen(&stage.lab)?);
     left.extend(marks(stage)?);
     Ok(left)
+}
+
+/// The files of a migration's objects in the lab's store.
+pub fn stored(stage: &Stage, uid: &str) -> Result<Vec<PathBuf>> {
+    let bucket = stage.lab.folder()?.join("s3").join(s3::BUCKET);
+    let kinds = ["checkpoints", "images"];
+    let files = kinds.map(|kind| files_below(&bucket.join(kind).join(uid)));
+    let files: Result<Vec<_>> = files.into_iter().collect();
+    Ok(files?.concat())
 }
 
 /// Images of migrations that were undone: there is no pod that runs under their names.

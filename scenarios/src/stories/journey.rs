@@ -164,6 +164,12 @@ impl Seen {
         self.0["metadata"]["name"].as_str().unwrap_or_default()
     }
 
+    /// Its object's UID.
+    pub fn uid(&self) -> Result<String> {
+        let uid = self.0["metadata"]["uid"].as_str();
+        Ok(uid.context("an object has a UID")?.to_owned())
+    }
+
     /// Paused until restored, as the status has it.
     pub fn freeze(&self) -> Option<&str> {
         self.0["status"]["freeze"].as_str()

@@ -133,6 +133,11 @@ fn through_the_store() -> Vec<Story> {
             tell: good::rounds_lost,
         },
         Story {
+            name: "kept-checkpoint",
+            about: "a checkpoint that was kept makes the pod's next moves cheap, and goes when nobody needs it",
+            tell: good::kept_checkpoint,
+        },
+        Story {
             name: "store-cleared-up",
             about: "migrate store shows what lies in the store, proves it, and removes what ended migrations left and nothing else",
             tell: good::store_cleared_up,

@@ -236,6 +236,55 @@ async fn a_source_that_was_restarted_stores_the_whole() {
     assert_eq!(bench.checkpoint(&restarted, &saved).await.base, None);
 }
 
+/// A later migration of the pod, on the checkpoint that the earlier one has left in the store.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_earlier_migration_has_left_is_a_base_for_a_later_one() {
+    const LATER: &str = "later";
+    let bench = Bench::new();
+    let quiet = &|_: &str, _: u64, _: u64| {};
+    let source = bench.node("source");
+    let archives = bench.archive("whole", &archive_with(&[]));
+    let prefix = format!("checkpoints/{MIGRATION}/1/");
+    let left = source.save(stores(&prefix, &archives, None), quiet).await;
+    let left = left.unwrap();
+    let give_way = CancellationToken::new();
+    let receive = async |node: &DataPath, saved: &Saved| {
+        let request = Receive {
+            round: Some(base_of(saved)),
+        };
+        node.receive(LATER, &request, quiet, &give_way).await
+    };
+    receive(&source, &left).await.unwrap();
+    let changed = archive_with(&noise(2, 9_000));
+    let archives = bench.archive("changed", &changed);
+    let base = base_of(&left);
+    let what = Stores {
+        migration: LATER,
+        ..stores("checkpoints/later/2/", &archives, Some(&base))
+    };
+    let saved = source.copy(what, quiet).await.unwrap();
+    assert!(saved.stored_bytes < 128 << 10, "{}", saved.stored_bytes);
+    // The target has neither.
+    let target = bench.node("target");
+    receive(&target, &saved).await.unwrap();
+    let round = target.rounds.get(LATER, &saved.manifest_blake3).unwrap();
+    let view = &round.archive(CONTAINER).unwrap().view;
+    let mut bytes = vec![0; view.size() as usize];
+    view.read_exact_at(&mut bytes, 0).unwrap();
+    assert_eq!(bytes, changed);
+    // Proved with what it stands on; restored from by its own migration alone.
+    let checked = source.check_store(LATER).await.unwrap();
+    assert_eq!(checked.problems, Vec::<String>::new());
+    let deliver = Deliver {
+        manifest_key: left.manifest_key.clone(),
+        manifest_blake3: left.manifest_blake3.clone(),
+        ..Deliver::default()
+    };
+    let refused = target.deliver(LATER, 3, &deliver, quiet, &give_way).await;
+    let refused = refused.unwrap_err().to_string();
+    assert!(refused.contains("of migration m"), "{refused}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_round_that_is_missing_or_spoiled_in_the_store_is_named() {
     let bench = Bench::new();

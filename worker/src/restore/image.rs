@@ -73,7 +73,7 @@ impl Restorer {
         };
         let traffic = Arc::new(Traffic::default());
         let plan = async {
-            let checkpoint = self.manifest(migration, &named).await?;
+            let checkpoint = self.own_manifest(migration, &named).await?;
             let below = self.below(migration, &checkpoint, &traffic, ROUNDS_DEEP);
             let below = below.await?;
             self.plan(migration, revision, request, checkpoint, below.as_deref())

@@ -66,6 +66,7 @@ impl Migration {
             }
             (Phase::Retiring, Done::Retired) => {
                 self.left_over = self.left_on_the_dead();
+                self.kept = self.keeps_checkpoint();
                 Some(match (&self.restored, self.rescued()) {
                     (None, _) => Phase::Abandoned,
                     (Some(_), true) => Phase::Rescued,

@@ -4,7 +4,7 @@
 
 use super::Case;
 use crate::{
-    plan::{Plan, Request},
+    plan::{KeptCheckpoint, Plan, Request},
     refusal::Finding,
     view::{NodeView, PodView},
 };
@@ -57,13 +57,7 @@ pub fn another_round(plan: &Plan, request: &Request, rounds: usize, took_ms: u64
 
 /// The user's word, or what pays; none where a node has no room to keep a round beside everything else.
 pub(super) fn rounds_max(case: &Case<'_>, archive_bytes: u64) -> u32 {
-    let roomy = |node: Option<&NodeView>, copies: u64| {
-        node.and_then(|node| node.worker.as_ref())
-            .is_some_and(|worker| {
-                worker.free_bytes >= copies.saturating_add(1).saturating_mul(archive_bytes)
-            })
-    };
-    if !(roomy(case.source, SOURCE_COPIES) && roomy(case.target, TARGET_COPIES)) {
+    if !have_room_for(case, 1, archive_bytes) {
         return 0;
     }
     match case.request.rounds_max {
@@ -71,6 +65,23 @@ pub(super) fn rounds_max(case: &Case<'_>, archive_bytes: u64) -> u32 {
         None if archive_bytes >= ROUNDS_FROM_BYTES => ROUNDS_DEFAULT,
         None => 0,
     }
+}
+
+/// The pod's kept checkpoint, where there are rounds to be a difference to it and room for it beside them.
+pub(super) fn base(case: &Case<'_>, archive_bytes: u64) -> Option<KeptCheckpoint> {
+    let useful = rounds_max(case, archive_bytes) > 0 && have_room_for(case, 2, archive_bytes);
+    case.view.base.clone().filter(|_| useful)
+}
+
+/// Have both nodes room for so many bases beside everything else?
+fn have_room_for(case: &Case<'_>, bases: u64, archive_bytes: u64) -> bool {
+    let roomy = |node: Option<&NodeView>, copies: u64| {
+        node.and_then(|node| node.worker.as_ref())
+            .is_some_and(|worker| {
+                worker.free_bytes >= copies.saturating_add(bases).saturating_mul(archive_bytes)
+            })
+    };
+    roomy(case.source, SOURCE_COPIES) && roomy(case.target, TARGET_COPIES)
 }
 
 /// By our reckoning, for archives of this size together.

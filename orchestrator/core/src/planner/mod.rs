@@ -109,6 +109,7 @@ fn make(case: &Case<'_>, seen: &InspectionView, uid: PodUid, source: NodeName) -
         freeze_predicted_ms: budget::freeze_predicted_ms(seen.archive_bytes),
         archive_predicted_bytes: seen.archive_bytes,
         rounds_max: budget::rounds_max(case, seen.archive_bytes),
+        base: budget::base(case, seen.archive_bytes),
         timeout_ms: request.timeout_ms.unwrap_or(TIMEOUT_DEFAULT_MS),
         warnings: seen.warnings.clone(),
         target_pod: pod.target_pod.clone(),

@@ -24,6 +24,7 @@ pub fn request() -> Request {
         timeout_ms: None,
         dry_run: false,
         rounds_max: None,
+        keep_checkpoint_ms: None,
     }
 }
 
@@ -49,6 +50,7 @@ pub fn plan() -> Plan {
         freeze_predicted_ms: 2_000,
         archive_predicted_bytes: 64 << 20,
         rounds_max: 0,
+        base: None,
         timeout_ms: 300_000,
         warnings: vec![],
         target_pod: "{}".to_owned(),

@@ -4,7 +4,7 @@ use super::sample::{
     allowed, decide, first, good, refused, request, seen, sentences, source, target, worker,
 };
 use orchestrator_core::{
-    plan::{Plan, Request},
+    plan::{KeptCheckpoint, Plan, Request},
     planner::{another_round, plan},
     refusal::Finding,
     view::View,
@@ -88,6 +88,36 @@ fn rounds_are_planned_where_they_pay_and_both_nodes_have_room() {
         assert_eq!(rounds(None, full), 0);
         assert_eq!(rounds(Some(1), full), 0);
     }
+}
+
+#[test]
+fn rounds_begin_with_a_kept_checkpoint_where_both_nodes_have_room_for_it_too() {
+    let kept = KeptCheckpoint {
+        migration: "m0".into(),
+        manifest_key: "checkpoints/m0/9/manifest".to_owned(),
+        manifest_blake3: "00".to_owned(),
+    };
+    let base = |asked: Option<u32>, change: fn(&mut View)| {
+        let mut view = good();
+        view.base = Some(kept.clone());
+        change(&mut view);
+        let request = Request {
+            rounds_max: asked,
+            ..request()
+        };
+        plan(&request, &view).unwrap().base
+    };
+    assert_eq!(base(None, |_| ()), Some(kept.clone()));
+    assert_eq!(base(Some(0), |_| ()), None, "without rounds");
+    // Two copies more than the checkpoint needs anyway.
+    assert_eq!(
+        base(None, |v| worker(source(v)).free_bytes = 899_999_999),
+        None
+    );
+    assert_eq!(
+        base(None, |v| worker(target(v)).free_bytes = 749_999_999),
+        None
+    );
 }
 
 #[test]

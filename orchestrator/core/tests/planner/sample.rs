@@ -30,6 +30,7 @@ pub fn request() -> Request {
         timeout_ms: None,
         dry_run: false,
         rounds_max: None,
+        keep_checkpoint_ms: None,
     }
 }
 
@@ -111,6 +112,7 @@ pub fn good() -> View {
             anti_affinity: Vec::new(),
             host_ports: Vec::new(),
         }],
+        base: None,
         inspection: Ok(InspectionView {
             warnings: vec![Finding::new("InodeNumbers", "inode numbers change", "")],
             archive_bytes: 150_000_000,

@@ -134,14 +134,17 @@ fn asked(spec: &PodMigrationSpec) -> String {
         timeout_seconds,
         dry_run,
         rounds,
+        keep_checkpoint_seconds,
     } = spec;
     let freeze = max_freeze_milliseconds.map(units::milliseconds);
     let timeout = timeout_seconds.map(|s| units::milliseconds(s.saturating_mul(1_000)));
+    let keep = keep_checkpoint_seconds.map(|s| units::milliseconds(s.saturating_mul(1_000)));
     let limits = [
         dry_run.then(|| "only a plan".to_owned()),
         freeze.map(|freeze| format!("freeze at most {freeze}")),
         timeout.map(|timeout| format!("committed within {timeout}")),
         rounds.map(|rounds| format!("at most {rounds} rounds before it")),
+        keep.map(|keep| format!("checkpoint kept for {keep}")),
     ];
     limits.into_iter().flatten().collect::<Vec<_>>().join(", ")
 }
@@ -171,8 +174,9 @@ fn plan(plan: &StatusPlan) -> (String, String) {
         freeze_predicted_milliseconds,
         checkpoint_predicted_bytes,
         rounds_max,
+        base,
     } = plan;
-    let rounds = summary::planned_rounds(*rounds_max);
+    let rounds = summary::planned_rounds(*rounds_max, base.as_deref());
     let how =
         format!("{handover}, checkpoint via {checkpoint_via}, restore via {restore_via}, {rounds}");
     let predicted = format!(

@@ -102,6 +102,9 @@ fn outcome(text: &mut String, object: &PodMigration, status: &PodMigrationStatus
     if let Some(bytes) = &status.bytes {
         detail(text, "checkpoint", &transferred(bytes));
     }
+    if status.checkpoint_kept {
+        detail(text, "kept", KEPT);
+    }
     let ahead = sent_ahead(status);
     if !ahead.is_empty() {
         detail(text, "sent ahead", &ahead);
@@ -122,13 +125,18 @@ fn outcome(text: &mut String, object: &PodMigration, status: &PodMigrationStatus
     );
 }
 
+/// Of a checkpoint that outlives its migration.
+const KEPT: &str = "the checkpoint stays in the store for the pod's next migration";
+
 /// How much of it is sent before the freeze.
-pub fn planned_rounds(rounds_max: u32) -> String {
-    match rounds_max {
+pub fn planned_rounds(rounds_max: u32, base: Option<&str>) -> String {
+    let rounds = match rounds_max {
         0 => "everything sent under the freeze".to_owned(),
         1 => "one round before the freeze, with a short stall".to_owned(),
         more => format!("up to {more} rounds before the freeze, each with a short stall"),
-    }
+    };
+    let difference = |id| format!("{rounds}; the first a difference to the checkpoint of {id}");
+    base.map_or(rounds.clone(), difference)
 }
 
 /// What was sent before the freeze, "" when nothing was.
@@ -154,6 +162,7 @@ fn preview(text: &mut String, status: &PodMigrationStatus) {
             freeze_predicted_milliseconds,
             checkpoint_predicted_bytes,
             rounds_max,
+            base,
         } = plan;
         detail(
             text,
@@ -161,7 +170,11 @@ fn preview(text: &mut String, status: &PodMigrationStatus) {
             &format!("{handover}, checkpoint via {checkpoint_via}, restore via {restore_via}"),
         );
         detail(text, "containers", &containers.join(", "));
-        detail(text, "before it", &planned_rounds(*rounds_max));
+        detail(
+            text,
+            "before it",
+            &planned_rounds(*rounds_max, base.as_deref()),
+        );
         detail(
             text,
             "freeze",

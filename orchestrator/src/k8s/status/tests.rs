@@ -31,6 +31,7 @@ fn plan() -> Plan {
         freeze_predicted_ms: 2_500,
         archive_predicted_bytes: 150_000_000,
         rounds_max: 0,
+        base: None,
         timeout_ms: 300_000,
         warnings: vec![Finding::new("InodeNumbers", "inode numbers change", "")],
         target_pod: String::new(),
@@ -48,6 +49,7 @@ fn migration(phase: Phase) -> Migration {
             timeout_ms: None,
             dry_run: false,
             rounds_max: None,
+            keep_checkpoint_ms: None,
         },
         plan: Some(plan()),
         refusals: Vec::new(),
@@ -70,6 +72,7 @@ fn migration(phase: Phase) -> Migration {
         restored: None,
         unclean: None,
         left_over: None,
+        kept: false,
         dead: Default::default(),
         spans: Vec::new(),
     }

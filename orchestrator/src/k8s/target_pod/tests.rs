@@ -77,6 +77,7 @@ fn plan() -> Plan {
         freeze_predicted_ms: 0,
         archive_predicted_bytes: 0,
         rounds_max: 0,
+        base: None,
         timeout_ms: 0,
         warnings: Vec::new(),
         target_pod: target().to_string(),

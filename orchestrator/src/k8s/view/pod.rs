@@ -10,7 +10,7 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::LabelSelector,
 };
 use orchestrator_core::{
-    id::{NodeName, PodRef, PodUid},
+    id::{MigrationId, NodeName, PodRef, PodUid},
     view::{
         ContainerView, ExpressionView, HostPortView, NodeTermView, PodTermView, PodView,
         TolerationView,
@@ -19,6 +19,7 @@ use orchestrator_core::{
 
 use crate::k8s::{
     origin,
+    pods::MIGRATION_ANNOTATION,
     quantity::{Amounts, add, amounts, raise},
     target_pod,
 };
@@ -46,6 +47,11 @@ pub fn translate(object: &Pod, target: &NodeName) -> PodView {
         phase: status.phase.clone().unwrap_or_default(),
         ip: status.pod_ip.clone().unwrap_or_default(),
         deleting: meta.deletion_timestamp.is_some(),
+        restored_by: meta
+            .annotations
+            .as_ref()
+            .and_then(|a| a.get(MIGRATION_ANNOTATION))
+            .map(|id| MigrationId::from(id.as_str())),
         controller: controller.map(|owner| (owner.kind.clone(), owner.name.clone())),
         mirror: meta
             .annotations

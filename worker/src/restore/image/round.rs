@@ -14,9 +14,9 @@ use crate::{
     trust::Trust,
 };
 
-/// A chain of differences is never longer than the rounds a user may ask for, 5, and what they lead to; twice that
-/// is a chain that was not ours.
-pub(super) const ROUNDS_DEEP: u32 = 10;
+/// A chain of differences is never longer than the rounds of two migrations, 5 each, and the checkpoint that the earlier
+/// one has left between them: 11. A longer one is not ours.
+pub(super) const ROUNDS_DEEP: u32 = 12;
 
 impl Restorer {
     /// Every byte of a round here, proved as it came, and kept as a base.
@@ -64,7 +64,13 @@ impl Restorer {
         if let Some(here) = self.rounds.get(migration, &named.blake3) {
             return Ok(here);
         }
-        let checkpoint = self.manifest(migration, named).await?;
+        let checkpoint = self.manifest(named).await?;
+        let owner = &checkpoint.migration;
+        // It may be one that an earlier migration has left: whoever named it meant these very bytes. Where it lies, it is
+        // its own migration's.
+        if owner != migration && !named.key.starts_with(&format!("checkpoints/{owner}/")) {
+            return Err(of_another(&checkpoint, &named.key, migration));
+        }
         let deep = deep
             .checked_sub(1)
             .ok_or_else(|| RestoreError::NotThisOne {
@@ -112,26 +118,31 @@ impl Restorer {
         }))
     }
 
-    pub(super) async fn manifest(
+    async fn manifest(&self, named: &Named) -> Result<Checkpoint, RestoreError> {
+        let Named { key, blake3 } = named;
+        let bytes = self.store.get(key).await?;
+        let trust = Trust::load(&self.keys_dir)?;
+        Ok(open_manifest(key, &bytes, blake3, &trust)?)
+    }
+
+    /// The manifest to restore from: of this migration and no other.
+    pub(super) async fn own_manifest(
         &self,
         migration: &str,
         named: &Named,
     ) -> Result<Checkpoint, RestoreError> {
-        let Named { key, blake3 } = named;
-        let bytes = self.store.get(key).await?;
-        let trust = Trust::load(&self.keys_dir)?;
-        let checkpoint = open_manifest(key, &bytes, blake3, &trust)?;
-        if checkpoint.migration != migration {
-            let (found, expected) = (
-                format!("of migration {}", checkpoint.migration),
-                format!("one of {migration}"),
-            );
-            return Err(RestoreError::NotThisOne {
-                key: key.clone(),
-                found,
-                expected,
-            });
+        let checkpoint = self.manifest(named).await?;
+        match checkpoint.migration == migration {
+            true => Ok(checkpoint),
+            false => Err(of_another(&checkpoint, &named.key, migration)),
         }
-        Ok(checkpoint)
+    }
+}
+
+fn of_another(checkpoint: &Checkpoint, key: &str, migration: &str) -> RestoreError {
+    RestoreError::NotThisOne {
+        key: key.to_owned(),
+        found: format!("of migration {}", checkpoint.migration),
+        expected: format!("one of {migration}"),
     }
 }
