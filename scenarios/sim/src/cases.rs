@@ -34,7 +34,7 @@ const fn case(
 }
 
 /// All of them.
-pub const CASES: [Case; 27] = [
+pub const CASES: [Case; 28] = [
     case("good-day", "nothing goes wrong", three, &["Succeeded"]),
     case(
         "reboot-ends-the-hold",
@@ -52,6 +52,12 @@ pub const CASES: [Case; 27] = [
         "failed-restore-is-no-proof",
         "the restore reports an error; only the proof that nothing of it runs lets the rescue begin",
         broken_target,
+        &["Rescued"],
+    ),
+    case(
+        "a-rescue-from-a-difference-to-a-kept-one",
+        "the second restore fails, too; the rescuing node's worker has died, and with it every base: the store has all of them",
+        rescued_twice,
         &["Rescued"],
     ),
     case(
@@ -182,8 +188,7 @@ pub const CASES: [Case; 27] = [
         "a creation that got no answer is carried out when the restored pod's user has deleted it",
         || {
             let mut schedule = late_create();
-            let when = When::Phase("m1".to_owned(), Phase::Succeeded, 200);
-            schedule.misfortunes.push((when, delete()));
+            schedule.at(Phase::Succeeded, 200, delete());
             schedule
         },
         &["Succeeded"],
@@ -231,8 +236,7 @@ fn three() -> Schedule {
 
 fn in_phase(phase: Phase, after_ms: u64, what: Misfortune) -> Schedule {
     let mut schedule = three();
-    let when = When::Phase("m1".to_owned(), phase, after_ms);
-    schedule.misfortunes.push((when, what));
+    schedule.at(phase, after_ms, what);
     schedule
 }
 
@@ -260,18 +264,30 @@ fn broken_target() -> Schedule {
     schedule
 }
 
+fn rescued_twice() -> Schedule {
+    let mut schedule = broken_target();
+    schedule.rounds_max = 1;
+    schedule.keep_ms = Some(3_600_000);
+    let again = Move {
+        after_ms: 500,
+        ..schedule.pods[0].moves[0].clone()
+    };
+    schedule.pods[0].moves.push(again);
+    let when = When::Phase("m2".to_owned(), Phase::Restoring, 100);
+    schedule.misfortunes.push((when, kill("worker-node1")));
+    schedule
+}
+
 fn mended_target() -> Schedule {
     let mut schedule = broken_target();
-    let when = When::Phase("m1".to_owned(), Phase::Restoring, 200);
-    schedule.misfortunes.push((when, kill("worker-node2")));
+    schedule.at(Phase::Restoring, 200, kill("worker-node2"));
     schedule.calm_at_ms = 4_200;
     schedule
 }
 
 fn interrupted_giving_up() -> Schedule {
     let mut schedule = broken_target();
-    let when = When::Phase("m1".to_owned(), Phase::Restoring, 520);
-    schedule.misfortunes.push((when, kill("leader")));
+    schedule.at(Phase::Restoring, 520, kill("leader"));
     schedule
 }
 
@@ -293,9 +309,8 @@ fn half_restored() -> Schedule {
 fn doomed_and_booted() -> Schedule {
     let reboot = Misfortune::Reboot(SOURCE.to_owned());
     let mut schedule = in_phase(Phase::Releasing, 30, reboot);
-    let when = When::Phase("m1".to_owned(), Phase::Delivering, 0);
     let accident = Misfortune::Accident(SOURCE.to_owned());
-    schedule.misfortunes.push((when, accident));
+    schedule.at(Phase::Delivering, 0, accident);
     schedule
 }
 
@@ -316,8 +331,7 @@ fn fresh_target() -> Schedule {
 fn everybody_dies() -> Schedule {
     let mut schedule = three();
     for process in ["peer1", "peer2", "peer3", "worker-node1", "worker-node2"] {
-        let when = When::Phase("m1".to_owned(), Phase::Delivering, 1);
-        schedule.misfortunes.push((when, kill(process)));
+        schedule.at(Phase::Delivering, 1, kill(process));
     }
     schedule
 }
@@ -325,16 +339,14 @@ fn everybody_dies() -> Schedule {
 fn held_is_killed() -> Schedule {
     let mut schedule = three();
     schedule.nodes[0].dies_frozen = true;
-    let when = When::Phase("m1".to_owned(), Phase::Delivering, 0);
     let accident = Misfortune::Accident(SOURCE.to_owned());
-    schedule.misfortunes.push((when, accident));
+    schedule.at(Phase::Delivering, 0, accident);
     schedule
 }
 
 fn target_is_deleted() -> Schedule {
     let mut schedule = in_phase(Phase::Restoring, 180, kill("leader"));
-    let when = When::Phase("m1".to_owned(), Phase::Restoring, 400);
-    schedule.misfortunes.push((when, delete()));
+    schedule.at(Phase::Restoring, 400, delete());
     schedule
 }
 

@@ -178,7 +178,8 @@ impl Schedule {
         }
     }
 
-    fn at(&mut self, phase: Phase, after_ms: u64, what: Misfortune) {
+    /// So long after the first pod's first move has come to this phase.
+    pub fn at(&mut self, phase: Phase, after_ms: u64, what: Misfortune) {
         let when = When::Phase("m1".to_owned(), phase, after_ms);
         self.misfortunes.push((when, what));
     }

@@ -315,7 +315,12 @@ impl<'a> SlowAdmission<'a> {
 impl Drop for SlowAdmission<'_> {
     fn drop(&mut self) {
         let gone = ["delete", "validatingwebhookconfiguration", &self.name];
-        if let Err(error) = self.stage.cluster.run(&gone) {
+        let gone = [&gone[..], &["--ignore-not-found"]].concat();
+        // An API server that has just come up refuses its administrator for a moment.
+        let removed = wait_for("the slow webhook to go", MENDED_WITHIN, || {
+            Ok(self.stage.cluster.run(&gone).ok())
+        });
+        if let Err(error) = removed {
             eprintln!("the slow webhook is left: {error:#}");
         }
     }

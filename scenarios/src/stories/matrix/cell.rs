@@ -233,7 +233,7 @@ impl Cell {
         let (source, target) = (number(stage, from)?, number(stage, to)?);
         let aim = self.fault.aim(stage, source, target)?;
         // Phases that are over before anybody could see them are made longer by a call of the API that they make.
-        let slow = match self.phase {
+        let mut slow = match self.phase {
             "Planned" => Some(SlowAdmission::of(stage, "CREATE")?),
             "Preparing" => Some(SlowAdmission::of(stage, "UPDATE")?),
             _ => None,
@@ -268,7 +268,10 @@ impl Cell {
                 self.fault.strike(stage, &ground.relay, &aim)?
             }
         };
-        drop(slow);
+        // Undone through the API, which has to be there for that.
+        if self.fault != Fault::ApiDown {
+            drop(slow.take());
+        }
         let mut doubted = false;
         let mut ended = false;
         let began = Instant::now();
@@ -287,6 +290,7 @@ impl Cell {
                 .map_or(true, |object| !object["status"]["inDoubt"].is_null());
         }
         drop(broken);
+        drop(slow);
         let (migrated, seen) = journey.end()?;
         let object_is_there = stage
             .migrations()?
