@@ -34,6 +34,9 @@ const HELLO_WITHIN: Duration = Duration::from_secs(5);
 
 /// How often a worker's clock is measured: drift between two NTP-less clocks is below 1 ms in this time.
 const PING_EVERY: Duration = Duration::from_secs(10);
+/// At first several times in a row: a worker connects when everything else begins, too, and answers late.
+const PINGS_AT_FIRST: u32 = 5;
+const PING_AT_FIRST_EVERY: Duration = Duration::from_millis(200);
 
 /// Proves who calls.
 #[async_trait]
@@ -177,9 +180,15 @@ async fn serve(
 ) {
     let generation = workers.attach(&node, outbox);
     let mut ping = tokio::time::interval(PING_EVERY);
+    let (mut first, mut pings_at_first) =
+        (tokio::time::interval(PING_AT_FIRST_EVERY), PINGS_AT_FIRST);
     let ended = loop {
         tokio::select! {
             _ = ping.tick() => workers.ping(&node),
+            _ = first.tick(), if pings_at_first > 0 => {
+                pings_at_first -= 1;
+                workers.ping(&node);
+            }
             message = stream.message() => match message {
                 Ok(Some(message)) => workers.receive(&node, generation, message),
                 Ok(None) => break "the worker closed it".to_owned(),

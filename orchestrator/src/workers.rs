@@ -78,7 +78,26 @@ impl Clock {
     pub fn correct(self, worker_unix_ns: u64) -> u64 {
         worker_unix_ns.saturating_add_signed(self.offset_ns.saturating_neg())
     }
+
+    /// What is known after another measurement, so much later. On a busy machine one round trip may take a hundred times
+    /// as long as another, and most of that one way: the shorter one is believed, until it is old or the longer one can't
+    /// be true beside it, which means that a clock was set.
+    fn improved_by(self, measured: Self, after_ns: u64) -> Self {
+        let drift_ns = after_ns / DRIFT;
+        let is_as_good = measured.round_trip_ns <= self.round_trip_ns.saturating_add(2 * drift_ns);
+        let apart_ns = self.offset_ns.abs_diff(measured.offset_ns);
+        let errors_ns = (self.round_trip_ns.saturating_add(measured.round_trip_ns)) / 2;
+        let contradicts = apart_ns > errors_ns.saturating_add(drift_ns);
+        if is_as_good || contradicts {
+            measured
+        } else {
+            self
+        }
+    }
 }
+
+/// Two clocks drift apart by less than a two-thousandth, 500 ppm: what NTP allows a clock.
+const DRIFT: u64 = 2_000;
 
 /// What is known of a connected worker.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -103,6 +122,22 @@ struct Session {
     outbox: mpsc::Sender<ToWorker>,
     waiting: BTreeMap<u64, Waiting>,
     connected: Connected,
+    /// When the measurement that its clock is known by came, by ours.
+    measured_ns: Option<u64>,
+}
+
+impl Session {
+    fn measured(&mut self, measured: Clock, now_ns: u64) {
+        let known = self.connected.clock;
+        let better = match self.measured_ns {
+            None => measured,
+            Some(before_ns) => known.improved_by(measured, now_ns.saturating_sub(before_ns)),
+        };
+        if better == measured {
+            self.connected.clock = measured;
+            self.measured_ns = Some(now_ns);
+        }
+    }
 }
 
 #[derive(Default)]
@@ -188,6 +223,7 @@ impl Workers {
                 outbox,
                 waiting: BTreeMap::new(),
                 connected: Connected::default(),
+                measured_ns: None,
             };
             table.sessions.insert(node.clone(), session);
             generation
@@ -240,7 +276,7 @@ impl Workers {
                 worker_unix_ns,
             })) => {
                 if let Some(Waiting::Pong { sent_ns }) = session.waiting.remove(&call) {
-                    session.connected.clock = measure(sent_ns, worker_unix_ns, received_ns);
+                    session.measured(measure(sent_ns, worker_unix_ns, received_ns), received_ns);
                 }
             }
             Some(from_worker::Kind::Inventory(inventory)) => {

@@ -7,6 +7,21 @@ fn a_clock_that_is_ahead_is_corrected_back() {
     assert_eq!(clock.round_trip_ns, 1_000);
 }
 
+#[test]
+fn a_shorter_round_trip_is_believed_until_it_is_old_or_a_clock_was_set() {
+    const MS: u64 = 1_000_000;
+    let clock = |offset_ms: i64, round_trip_ms: u64| Clock {
+        offset_ns: offset_ms * 1_000_000,
+        round_trip_ns: round_trip_ms * MS,
+    };
+    let (good, slow) = (clock(0, 2), clock(35, 80));
+    assert_eq!(slow.improved_by(good, 0), good);
+    assert_eq!(good.improved_by(slow, 10_000 * MS), good, "5 ms of drift");
+    assert_eq!(good.improved_by(slow, 78_000 * MS), slow, "39 ms of drift");
+    let set = clock(300_000, 80);
+    assert_eq!(good.improved_by(set, 10_000 * MS), set);
+}
+
 #[tokio::test]
 async fn a_call_to_a_lost_worker_ends_as_lost_and_not_as_failed() {
     let workers = Workers::new();
