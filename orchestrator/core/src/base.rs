@@ -5,8 +5,8 @@
 //!                             ▲                                             (never a base itself)
 //!                             └────── base ── migration 3 ── difference ──► …
 //! ```
-//! A difference is worth nothing without its base, so the log has the last word: a base is let go of only when no
-//! migration that is under way or kept stands on it, and a plan made on one that was let go of meanwhile goes without.
+//! A difference is worth nothing without its base, so the log has the last word: a base is let go of only when nothing
+//! that must stay in the store stands on it, and a plan made on one that was let go of meanwhile goes without.
 //! Whoever collects looks at the log afterwards. A pod's migrations stand on one and the same base until that is old: so a
 //! chain is never longer than one migration's rounds and another's.
 
@@ -15,6 +15,7 @@ use crate::{
     migration::Migration,
     plan::KeptCheckpoint,
     state::State,
+    store::Owner,
 };
 
 impl State {
@@ -24,11 +25,12 @@ impl State {
         self.migrations.get(id).is_some_and(|known| known.kept)
     }
 
-    /// Something that is under way or kept is a difference to it.
+    /// Something whose checkpoint must stay in the store is a difference to it: one that is under way, kept, or all that is
+    /// left of its pod.
     #[must_use]
     pub fn is_base(&self, id: &MigrationId) -> bool {
         self.migrations.values().any(|migration| {
-            let needed = migration.kept || !migration.phase.ended();
+            let needed = !Owner::known(migration).is_garbage(true);
             needed && base(migration).is_some_and(|base| base.migration == *id)
         })
     }

@@ -155,6 +155,22 @@ fn a_base_of_what_is_under_way_stays_and_a_plan_on_a_lost_one_goes_without() {
 }
 
 #[test]
+fn a_base_of_the_last_copy_of_a_pod_stays() {
+    let mut state = after(&["m1"]);
+    let base = state.base_after(&pod(), &"m1".into(), 10);
+    state.apply(Revision(50), submit("m2", base)).unwrap();
+    let mut lost = Migration::clone(&state.migrations[&"m2".into()]);
+    lost.checkpoint = Some(checkpoint());
+    lost.dead.insert("node1".into(), 60);
+    lost.phase = Phase::RolledBack;
+    state.migrations.insert("m2".into(), Arc::new(lost));
+    assert_eq!(Owner::of(&state, &"m2".into()), Owner::LastCopy);
+    assert_eq!(state.needless(10 + KEEP_MS), []);
+    let_go(&mut state, "m1");
+    assert_eq!(Owner::of(&state, &"m1".into()), Owner::Kept);
+}
+
+#[test]
 fn one_that_is_kept_is_not_forgotten() {
     let mut state = after(&["m1"]);
     for n in 0..=orchestrator_core::state::HISTORY_MAX {
