@@ -266,7 +266,7 @@ impl State {
         let (plan, mut refusals) = match decision {
             Decision::Plan(mut plan) => {
                 // It may have been let go of since the plan was made.
-                plan.base = plan.base.take_if(|base| self.is_kept(&base.migration));
+                plan.base.take_if(|base| !self.is_kept(&base.migration));
                 (Some(*plan), Vec::new())
             }
             Decision::Refuse(reasons) => (None, reasons),

@@ -122,17 +122,29 @@ fn base_of(saved: &Saved) -> Base {
 }
 
 async fn receive(node: &DataPath, saved: &Saved) -> Result<Vec<Span>, DataError> {
+    receive_for(MIGRATION, node, saved).await
+}
+
+async fn receive_for(
+    migration: &str,
+    node: &DataPath,
+    saved: &Saved,
+) -> Result<Vec<Span>, DataError> {
     let request = Receive {
         round: Some(base_of(saved)),
     };
     let give_way = CancellationToken::new();
-    node.receive(MIGRATION, &request, &|_, _, _| {}, &give_way)
+    node.receive(migration, &request, &|_, _, _| {}, &give_way)
         .await
 }
 
 /// The bytes of a round as a node has them.
 fn kept(node: &DataPath, saved: &Saved) -> Vec<u8> {
-    let round = node.rounds.get(MIGRATION, &saved.manifest_blake3).unwrap();
+    kept_for(MIGRATION, node, saved)
+}
+
+fn kept_for(migration: &str, node: &DataPath, saved: &Saved) -> Vec<u8> {
+    let round = node.rounds.get(migration, &saved.manifest_blake3).unwrap();
     let view = &round.archive(CONTAINER).unwrap().view;
     let mut bytes = vec![0; view.size() as usize];
     view.read_exact_at(&mut bytes, 0).unwrap();
@@ -247,14 +259,7 @@ async fn what_an_earlier_migration_has_left_is_a_base_for_a_later_one() {
     let prefix = format!("checkpoints/{MIGRATION}/1/");
     let left = source.save(stores(&prefix, &archives, None), quiet).await;
     let left = left.unwrap();
-    let give_way = CancellationToken::new();
-    let receive = async |node: &DataPath, saved: &Saved| {
-        let request = Receive {
-            round: Some(base_of(saved)),
-        };
-        node.receive(LATER, &request, quiet, &give_way).await
-    };
-    receive(&source, &left).await.unwrap();
+    receive_for(LATER, &source, &left).await.unwrap();
     let changed = archive_with(&noise(2, 9_000));
     let archives = bench.archive("changed", &changed);
     let base = base_of(&left);
@@ -266,12 +271,8 @@ async fn what_an_earlier_migration_has_left_is_a_base_for_a_later_one() {
     assert!(saved.stored_bytes < 128 << 10, "{}", saved.stored_bytes);
     // The target has neither.
     let target = bench.node("target");
-    receive(&target, &saved).await.unwrap();
-    let round = target.rounds.get(LATER, &saved.manifest_blake3).unwrap();
-    let view = &round.archive(CONTAINER).unwrap().view;
-    let mut bytes = vec![0; view.size() as usize];
-    view.read_exact_at(&mut bytes, 0).unwrap();
-    assert_eq!(bytes, changed);
+    receive_for(LATER, &target, &saved).await.unwrap();
+    assert_eq!(kept_for(LATER, &target, &saved), changed);
     // Proved with what it stands on; restored from by its own migration alone.
     let checked = source.check_store(LATER).await.unwrap();
     assert_eq!(checked.problems, Vec::<String>::new());
@@ -280,6 +281,7 @@ async fn what_an_earlier_migration_has_left_is_a_base_for_a_later_one() {
         manifest_blake3: left.manifest_blake3.clone(),
         ..Deliver::default()
     };
+    let give_way = CancellationToken::new();
     let refused = target.deliver(LATER, 3, &deliver, quiet, &give_way).await;
     let refused = refused.unwrap_err().to_string();
     assert!(refused.contains("of migration m"), "{refused}");

@@ -135,8 +135,10 @@ pub fn planned_rounds(rounds_max: u32, base: Option<&str>) -> String {
         1 => "one round before the freeze, with a short stall".to_owned(),
         more => format!("up to {more} rounds before the freeze, each with a short stall"),
     };
-    let difference = |id| format!("{rounds}; the first a difference to the checkpoint of {id}");
-    base.map_or(rounds.clone(), difference)
+    match base {
+        None => rounds,
+        Some(id) => format!("{rounds}; the first a difference to the checkpoint of {id}"),
+    }
 }
 
 /// What was sent before the freeze, "" when nothing was.

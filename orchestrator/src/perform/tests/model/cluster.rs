@@ -26,6 +26,19 @@ fn source_object(inner: &Inner) -> SourceObject {
     }
 }
 
+impl Model {
+    /// An effect of which neither a failure nor a lost answer says whether it was carried out.
+    async fn write<T>(
+        &self,
+        name: &'static str,
+        what: &'static str,
+        change: impl FnOnce(&mut Inner) -> Result<T, ClusterError>,
+    ) -> Result<T, ClusterError> {
+        let done = self.effect(name, change, || Err(unclear(what))).await;
+        done.map_err(|()| unclear(what))?
+    }
+}
+
 #[async_trait]
 impl Cluster for Model {
     async fn source(&self, _plan: &Plan) -> Result<SourceObject, ClusterError> {
@@ -45,9 +58,7 @@ impl Cluster for Model {
             inner.marked = inner.object.is_some();
             Ok(source_object(inner))
         };
-        self.effect("mark source", change, || Err(unclear("mark")))
-            .await
-            .map_err(|()| unclear("mark"))?
+        self.write("mark source", "mark", change).await
     }
 
     async fn unmark_source(&self, _plan: &Plan, _id: &MigrationId) -> Result<(), ClusterError> {
@@ -59,9 +70,7 @@ impl Cluster for Model {
             }
             Ok(())
         };
-        self.effect("unmark source", change, || Err(unclear("unmark")))
-            .await
-            .map_err(|()| unclear("unmark"))?
+        self.write("unmark source", "unmark", change).await
     }
 
     async fn delete_source(
@@ -77,9 +86,7 @@ impl Cluster for Model {
             inner.marked = false;
             Ok(Deletion::Done)
         };
-        self.effect("delete source", change, || Err(unclear("delete")))
-            .await
-            .map_err(|()| unclear("delete"))?
+        self.write("delete source", "delete", change).await
     }
 
     async fn create(
@@ -166,9 +173,7 @@ impl Cluster for Model {
             }
             Ok(())
         };
-        self.effect("settle restored", change, || Err(unclear("settle")))
-            .await
-            .map_err(|()| unclear("settle"))?
+        self.write("settle restored", "settle", change).await
     }
 
     async fn condemn_restored(
@@ -184,9 +189,7 @@ impl Cluster for Model {
             inner.given_up = true;
             Ok(Deletion::Done)
         };
-        self.effect("condemn restored", change, || Err(unclear("condemn")))
-            .await
-            .map_err(|()| unclear("condemn"))?
+        self.write("condemn restored", "condemn", change).await
     }
 
     async fn delete_restored(
@@ -209,9 +212,7 @@ impl Cluster for Model {
             inner.given_up = false;
             Ok(Deletion::Done)
         };
-        self.effect("delete restored", change, || Err(unclear("delete")))
-            .await
-            .map_err(|()| unclear("delete"))?
+        self.write("delete restored", "delete", change).await
     }
 
     async fn remove_unbound(
